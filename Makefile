@@ -1,0 +1,54 @@
+# Everything a person or a CI job does here has a target; `make help` lists them.
+
+GO        ?= go
+MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
+FUZZTIME  ?= 10s
+MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
+DESTDIR   ?=
+PREFIX    ?= /usr/local
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build images matrix test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs fuzz-smoke fuzz bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (root, Debian), or say in one line what to install
+	@sh harness/setup.sh
+
+build: ## static binaries: bin/virtiofsd, bin/vfsmatrix, bin/vfsguest
+	@mkdir -p bin
+	$(STATIC) -o bin/ ./cmd/virtiofsd ./cmd/vfsmatrix ./cmd/vfsguest
+
+images: setup build ## guest kernels and initramfs in vm-images/out
+	bin/vfsmatrix images
+
+matrix: images ## boot guests, run every scenario, print the table, write the report
+	bin/vfsmatrix run $(MATRIX)
+
+test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
+
+unit: build
+	MATRIX_MUST=$(MUST) $(GO) test -race ./...
+
+vet:
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+verify-gofmt: ## fail if a file is not formatted
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "not formatted: $$bad; run 'make fix-gofmt'"; exit 1; }
+
+fix-gofmt: ## format every file
+	gofmt -w $$(git ls-files '*.go')
+
+verify-docs: build ## fail if a generated page differs from what the tree would generate
+	bin/vfsmatrix docs --check
+
+fix-docs docs: build ## write the generated pages anew
+	bin/vfsmatrix docs
+
+clean: ## remove what builds and runs leave in the tree
+	rm -rf bin runs vm-images/out

@@ -1,0 +1,106 @@
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// MustEnv is the environment variable which names the needs that have to be met: a comma list of words, or "all".
+const MustEnv = "MATRIX_MUST"
+
+// need is one thing that a test can ask for: probe returns an error that says what was missing.
+type need struct {
+	probe  func() error
+	remedy string
+}
+
+// QEMUVirtiofsd is where Debian 12's qemu-system-common keeps the C virtiofsd.
+const QEMUVirtiofsd = "/usr/lib/qemu/virtiofsd"
+
+func needs() map[string]need {
+	return map[string]need{
+		"root":      {probeRoot, "run the tests as root with CAP_SYS_ADMIN"},
+		"userns":    {probeUserns, "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0)"},
+		"newuidmap": {probeTool("newuidmap"), "install the package uidmap"},
+		"bwrap":     {probeTool("bwrap"), "install the package bubblewrap"},
+		"strace":    {probeTool("strace"), "install the package strace"},
+		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
+		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
+		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
+	}
+}
+
+// Need skips the test unless every word's probe succeeds; it fails the test instead when MATRIX_MUST asks for the word.
+// An unknown word is a mistake in the test and fails it.
+func Need(t testing.TB, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		n, ok := needs()[w]
+		if !ok {
+			t.Fatalf("testenv: unknown need %q", w)
+		}
+		err := cached(w, n.probe)
+		if err == nil {
+			continue
+		}
+		if Must(w) {
+			t.Fatalf("%s asks for %q, which is missing: %v; remedy: %s", MustEnv, w, err, n.remedy)
+		}
+		t.Skipf("needs %q: %v; remedy: %s", w, err, n.remedy)
+	}
+}
+
+// Must reports whether MATRIX_MUST asks for the word.
+func Must(word string) bool {
+	list := strings.Split(os.Getenv(MustEnv), ",")
+	return slices.Contains(list, word) || slices.Contains(list, "all")
+}
+
+// results remembers probe outcomes of this process: a probe such as "userns" starts a program.
+var results sync.Map
+
+func cached(word string, probe func() error) error {
+	once, _ := results.LoadOrStore(word, sync.OnceValue(probe))
+	return once.(func() error)()
+}
+
+func probeTool(name string) func() error {
+	return func() error {
+		_, err := exec.LookPath(name)
+		return err
+	}
+}
+
+func probeFile(path string) func() error {
+	return func() error {
+		_, err := os.Stat(path)
+		return err
+	}
+}
+
+// probeRoot tries what root is asked for: a mount namespace of one's own.
+func probeRoot() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("effective uid is %d, not 0", os.Geteuid())
+	}
+	return try(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}, "a mount namespace")
+}
+
+func probeUserns() error {
+	return try(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}, "a user namespace")
+}
+
+func try(attr *syscall.SysProcAttr, what string) error {
+	c := exec.Command("true")
+	c.SysProcAttr = attr
+	if err := c.Run(); err != nil {
+		return fmt.Errorf("start a program in %s: %w", what, err)
+	}
+	return nil
+}
