@@ -1,0 +1,70 @@
+package vmimages
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+//go:embed kernels.toml
+var kernelsTOML []byte
+
+// Source says where a kernel, tool or peer comes from.
+type Source struct {
+	Name    string   `toml:"name"`
+	Suite   string   `toml:"suite"`
+	Package string   `toml:"package"` // regular expression over whole names
+	Files   []string `toml:"files"`   // of a tool or peer: the program's path in the package, first that exists
+	Why     string   `toml:"why"`
+}
+
+// Table is kernels.toml.
+type Table struct {
+	Modules []string `toml:"modules"`
+	Kernels []Source `toml:"kernel"`
+	Tools   []Source `toml:"tool"`
+	Peers   []Source `toml:"peer"`
+}
+
+// Known returns the built-in table.
+func Known() (Table, error) { return parse(kernelsTOML) }
+
+func parse(b []byte) (Table, error) {
+	var t Table
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(&t); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return t, fmt.Errorf("kernels.toml: unknown key\n%s", strict.String())
+		}
+		return t, fmt.Errorf("kernels.toml: %w", err)
+	}
+	for _, list := range [][]Source{t.Kernels, t.Tools, t.Peers} {
+		seen := map[string]bool{}
+		for _, s := range list {
+			if s.Name == "" || s.Suite == "" || s.Package == "" || seen[s.Name] {
+				return t, fmt.Errorf("kernels.toml: entry %q lacks a name, suite or package, or is there twice", s.Name)
+			}
+			seen[s.Name] = true
+			if _, err := s.pattern(); err != nil {
+				return t, fmt.Errorf("kernels.toml: entry %q: %w", s.Name, err)
+			}
+		}
+	}
+	return t, nil
+}
+
+func (s Source) pattern() (*regexp.Regexp, error) { return regexp.Compile(`^(?:` + s.Package + `)$`) }
+
+func find(list []Source, name string) (Source, bool) {
+	for _, s := range list {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return Source{}, false
+}
