@@ -345,6 +345,8 @@ func (m MemRegion) Validate() error {
 		return fmt.Errorf("memory region of %d bytes is larger than %d", m.Size, uint64(MaxRegionSize))
 	case m.GuestAddr+m.Size < m.GuestAddr, m.UserAddr+m.Size < m.UserAddr:
 		return fmt.Errorf("memory region at guest %#x, user %#x of %#x bytes wraps round", m.GuestAddr, m.UserAddr, m.Size)
+	case (m.GuestAddr|m.UserAddr|m.MmapOffset)%DescAlign != 0:
+		return fmt.Errorf("memory region at guest %#x, user %#x, mmap offset %#x is not aligned to %d", m.GuestAddr, m.UserAddr, m.MmapOffset, DescAlign)
 	case m.MmapOffset > 1<<62:
 		return fmt.Errorf("memory region's mmap offset %#x is not a file offset", m.MmapOffset)
 	}

@@ -1,0 +1,112 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"golang.org/x/sys/unix"
+	"virtiofsd/internal/vhostabi"
+)
+
+// Conn is a connection to one front-end.
+type Conn struct {
+	u    *net.UnixConn
+	oob  [1024]byte // room for SCM_MAX_FD descriptors: what we do not see we could not close
+	head [vhostabi.HeaderSize]byte
+	body [vhostabi.MaxPayload]byte
+}
+
+// NewConn takes over a connected Unix stream socket.
+func NewConn(u *net.UnixConn) *Conn { return &Conn{u: u} }
+
+// Close ends the connection.
+func (c *Conn) Close() error { return c.u.Close() }
+
+// message is one request with its payload and descriptors, which are the receiver's to close.
+type message struct {
+	vhostabi.Header
+	payload []byte // valid until the next receive
+	fds     []int
+}
+
+// take returns the message's only descriptor, which is then the caller's, or -1.
+func (m *message) take() int {
+	if len(m.fds) != 1 {
+		return -1
+	}
+	fd := m.fds[0]
+	m.fds = nil
+	return fd
+}
+
+func (m *message) closeFDs() {
+	for _, fd := range m.fds {
+		unix.Close(fd)
+	}
+	m.fds = nil
+}
+
+// receive reads one message. It returns io.EOF where the front-end left between two messages; after any other error the stream cannot
+// be used any more. The descriptors of a message that is refused are closed.
+func (c *Conn) receive() (m message, err error) {
+	defer func() {
+		if err != nil {
+			m.closeFDs()
+		}
+	}()
+	for got := 0; got < len(c.head); {
+		n, oobn, flags, _, err := c.u.ReadMsgUnix(c.head[got:], c.oob[:])
+		if oobn > 0 {
+			m.fds = append(m.fds, parseFDs(c.oob[:oobn])...)
+		}
+		switch {
+		case err != nil:
+			return m, fmt.Errorf("read a message: %w", err)
+		case n == 0 && got == 0:
+			return m, io.EOF
+		case n == 0:
+			return m, fmt.Errorf("read a message: %w", io.ErrUnexpectedEOF)
+		case flags&unix.MSG_CTRUNC != 0:
+			return m, errors.New("read a message: more descriptors than a message can carry")
+		}
+		got += n
+	}
+	if err := m.Unmarshal(c.head[:]); err != nil {
+		return m, err
+	}
+	if err := m.Validate(); err != nil {
+		return m, err
+	}
+	if len(m.fds) > vhostabi.MaxFDs {
+		return m, fmt.Errorf("%v: %d descriptors: more than %d", m.Request, len(m.fds), vhostabi.MaxFDs)
+	}
+	m.payload = c.body[:m.Size]
+	if _, err := io.ReadFull(c.u, m.payload); err != nil {
+		return m, fmt.Errorf("%v: read its payload of %d bytes: %w", m.Request, m.Size, err)
+	}
+	return m, nil
+}
+
+func parseFDs(oob []byte) (fds []int) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range msgs {
+		if more, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, more...)
+		}
+	}
+	return fds
+}
+
+// reply answers m with a payload.
+func (c *Conn) reply(m *message, payload []byte) error {
+	h := vhostabi.Header{Request: m.Request, Flags: vhostabi.FlagVersion | vhostabi.FlagReply, Size: uint32(len(payload))}
+	if _, err := c.u.Write(append(h.AppendTo(make([]byte, 0, vhostabi.HeaderSize+len(payload))), payload...)); err != nil {
+		return fmt.Errorf("%v: write the reply: %w", m.Request, err)
+	}
+	return nil
+}

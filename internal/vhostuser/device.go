@@ -1,0 +1,486 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"virtiofsd/internal/guestmem"
+	"virtiofsd/internal/vhostabi"
+	"virtiofsd/internal/virtqueue"
+)
+
+// features are the virtio features offered. VHOST_F_LOG_ALL comes with migration.
+const features = vhostabi.FeatureVersion1 | vhostabi.FeatureIndirectDesc | vhostabi.FeatureEventIdx | vhostabi.FeatureProtocolFeatures
+
+// protocolFeatures are the protocol features offered; CONFIG is added where there is a tag to show. The places of INFLIGHT_SHMFD,
+// LOG_SHMFD and DEVICE_STATE are in dispatch.
+const protocolFeatures = vhostabi.ProtocolMQ | vhostabi.ProtocolReplyAck | vhostabi.ProtocolBackendReq | vhostabi.ProtocolBackendSendFD |
+	vhostabi.ProtocolResetDevice | vhostabi.ProtocolConfigureMemSlots | vhostabi.ProtocolStatus
+
+// device is what one front-end has set up over one connection.
+type device struct {
+	cfg     Config
+	backend Backend
+	log     *slog.Logger
+	conn    *Conn
+	monitor *monitor
+	workers sync.WaitGroup
+	queues  []*queue
+
+	// All below belongs to the goroutine that reads messages.
+	features   uint64
+	protocol   uint64
+	status     uint8
+	mem        *guestmem.Table
+	retired    []*guestmem.Table // replaced, perhaps still used by requests under way
+	backendReq int
+
+	complaints complaints
+}
+
+// Stats gives the counters of a device that is being served, by queue; index 0 is the high-priority queue.
+type Stats func() []Counters
+
+// Serve serves one front-end until it leaves (nil), ctx ends (nil, requests under way being finished first), or it breaks the
+// protocol (the error says how). The connection is closed in any case. started, if not nil, gets the counters' source.
+func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Stats)) error {
+	defer c.Close()
+	d := &device{cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1}
+	d.monitor = newMonitor(d)
+	defer d.shutdown()
+	for i := range d.cfg.MaxRequestQueues + 1 {
+		q, err := newQueue(d, i)
+		if err != nil {
+			return err
+		}
+		d.queues = append(d.queues, q)
+	}
+	d.workers.Go(d.monitor.run)
+	if started != nil {
+		started(d.stats)
+	}
+
+	stop := context.AfterFunc(ctx, func() { c.u.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		m, err := c.receive()
+		if err != nil {
+			if errors.Is(err, io.EOF) || ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		err = d.handle(&m)
+		m.closeFDs()
+		if err != nil {
+			return err
+		}
+		d.reap()
+	}
+}
+
+// shutdown ends the queues, waits for their workers, and gives everything back.
+func (d *device) shutdown() {
+	for _, q := range d.queues {
+		q.close()
+	}
+	close(d.monitor.quit)
+	d.workers.Wait()
+	d.backend.Reset()
+	for _, q := range d.queues {
+		q.closeFDs()
+	}
+	if d.backendReq >= 0 {
+		unix.Close(d.backendReq)
+	}
+	for _, t := range append(d.retired, d.mem) {
+		t.Drop()
+	}
+}
+
+func (d *device) stats() []Counters {
+	all := make([]Counters, len(d.queues))
+	for i, q := range d.queues {
+		all[i] = q.snapshot()
+	}
+	return all
+}
+
+// handle acts on one message and answers it. A message that is wrong is refused with a reply where the front-end asked for one, and ends
+// the connection where it did not: it would go on believing.
+func (d *device) handle(m *message) error {
+	d.log.Debug("message", "request", m.Request, "size", m.Size, "fds", len(m.fds))
+	reply, err := d.dispatch(m)
+	if err != nil {
+		err = fmt.Errorf("%v: %w", m.Request, err)
+	}
+	switch {
+	case reply != nil && err == nil:
+		return d.conn.reply(m, reply)
+	case !m.NeedReply() || d.protocol&vhostabi.ProtocolReplyAck == 0:
+		return err
+	}
+	status := vhostabi.U64(0)
+	if err != nil {
+		d.log.Error("message refused", "err", err)
+		status = 1
+	}
+	return d.conn.reply(m, status.AppendTo(nil))
+}
+
+// dispatch returns the reply's payload for requests that have one, nil for the others.
+func (d *device) dispatch(m *message) (reply []byte, err error) {
+	if want, ok := fdsOf[m.Request]; !ok && len(m.fds) != 0 || ok && len(m.fds) > want {
+		return nil, fmt.Errorf("%d descriptors came with it", len(m.fds))
+	}
+	switch m.Request {
+	case vhostabi.GetFeatures:
+		return vhostabi.U64(features).AppendTo(nil), d.empty(m)
+	case vhostabi.SetFeatures:
+		return nil, d.setFeatures(m)
+	case vhostabi.GetProtocolFeatures:
+		return vhostabi.U64(d.offered()).AppendTo(nil), d.empty(m)
+	case vhostabi.SetProtocolFeatures:
+		return nil, d.setProtocolFeatures(m)
+	case vhostabi.GetQueueNum:
+		return vhostabi.U64(len(d.queues)).AppendTo(nil), d.empty(m)
+	case vhostabi.GetMaxMemSlots:
+		return vhostabi.U64(guestmem.MaxRegions).AppendTo(nil), d.empty(m)
+	case vhostabi.SetOwner:
+		return nil, d.empty(m)
+	case vhostabi.ResetOwner, vhostabi.ResetDevice:
+		d.reset()
+		return nil, d.empty(m)
+	case vhostabi.SetMemTable:
+		return nil, d.setMemTable(m)
+	case vhostabi.AddMemReg:
+		return nil, d.addMemReg(m)
+	case vhostabi.RemMemReg:
+		return nil, d.remMemReg(m)
+	case vhostabi.SetVringNum, vhostabi.SetVringBase, vhostabi.SetVringEnable, vhostabi.GetVringBase:
+		return d.vringState(m)
+	case vhostabi.SetVringAddr:
+		return nil, d.setVringAddr(m)
+	case vhostabi.SetVringKick, vhostabi.SetVringCall, vhostabi.SetVringErr:
+		return nil, d.setVringFD(m)
+	case vhostabi.SetBackendReqFD:
+		if len(m.fds) != 1 {
+			return nil, fmt.Errorf("%d descriptors, not 1", len(m.fds))
+		}
+		if d.backendReq >= 0 {
+			unix.Close(d.backendReq)
+		}
+		d.backendReq = m.take()
+		return nil, nil
+	case vhostabi.GetConfig:
+		return d.getConfig(m)
+	case vhostabi.SetStatus:
+		return nil, d.setStatus(m)
+	case vhostabi.GetStatus:
+		return vhostabi.U64(d.status).AppendTo(nil), d.empty(m)
+	}
+	// Migration's messages (GET_INFLIGHT_FD, SET_LOG_BASE, SET_DEVICE_STATE_FD, …) have their place here; nothing announces them.
+	return nil, errors.New("not supported by this device, and not announced")
+}
+
+// fdsOf is how many descriptors may come with a request; those not listed carry none.
+var fdsOf = map[vhostabi.Request]int{
+	vhostabi.SetMemTable: vhostabi.MaxFDs, vhostabi.AddMemReg: 1, vhostabi.SetVringKick: 1, vhostabi.SetVringCall: 1,
+	vhostabi.SetVringErr: 1, vhostabi.SetBackendReqFD: 1,
+}
+
+func (d *device) empty(m *message) error {
+	if m.Size != 0 {
+		return fmt.Errorf("payload of %d bytes, not 0", m.Size)
+	}
+	return nil
+}
+
+func (d *device) setFeatures(m *message) error {
+	var f vhostabi.U64
+	if err := f.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if extra := uint64(f) &^ features; extra != 0 {
+		return fmt.Errorf("features %#x were not offered", extra)
+	}
+	d.features = uint64(f)
+	return nil
+}
+
+func (d *device) offered() uint64 {
+	if d.cfg.Tag != "" {
+		return protocolFeatures | vhostabi.ProtocolConfig
+	}
+	return protocolFeatures
+}
+
+func (d *device) setProtocolFeatures(m *message) error {
+	var f vhostabi.U64
+	if err := f.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if extra := uint64(f) &^ d.offered(); extra != 0 {
+		return fmt.Errorf("protocol features %#x were not offered", extra)
+	}
+	d.protocol = uint64(f)
+	return nil
+}
+
+// change puts another memory table in place and retires the old one.
+func (d *device) change(next *guestmem.Table) {
+	old := d.mem
+	d.mem = next
+	for _, q := range d.queues {
+		q.move(next)
+	}
+	d.retired = append(d.retired, old)
+}
+
+// reap drops retired tables that no request uses any more.
+func (d *device) reap() {
+	kept := d.retired[:0]
+	for _, t := range d.retired {
+		used := false
+		for _, q := range d.queues {
+			used = used || q.uses(t)
+		}
+		if used {
+			kept = append(kept, t)
+		} else {
+			t.Drop()
+		}
+	}
+	d.retired = kept
+}
+
+func (d *device) setMemTable(m *message) error {
+	var t vhostabi.MemTable
+	if err := t.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if err := t.Validate(len(m.fds)); err != nil {
+		return err
+	}
+	next, err := guestmem.New(t, m.fds)
+	if err != nil {
+		return err
+	}
+	d.change(next)
+	return nil
+}
+
+func (d *device) addMemReg(m *message) error {
+	var r vhostabi.SingleMemRegion
+	if err := r.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if len(m.fds) != 1 {
+		return fmt.Errorf("%d descriptors, not 1", len(m.fds))
+	}
+	next, err := d.mem.Add(r.MemRegion, m.fds[0])
+	if err != nil {
+		return err
+	}
+	d.change(next)
+	return nil
+}
+
+func (d *device) remMemReg(m *message) error {
+	var r vhostabi.SingleMemRegion
+	if err := r.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	next, err := d.mem.Remove(r.MemRegion)
+	if err != nil {
+		return err
+	}
+	d.change(next)
+	return nil
+}
+
+func (d *device) queue(index uint32) (*queue, error) {
+	if index >= uint32(len(d.queues)) {
+		return nil, fmt.Errorf("queue %d: there are %d", index, len(d.queues))
+	}
+	return d.queues[index], nil
+}
+
+func (d *device) ringFeatures() virtqueue.Features {
+	return virtqueue.Features{
+		EventIdx: d.features&vhostabi.FeatureEventIdx != 0,
+		Indirect: d.features&vhostabi.FeatureIndirectDesc != 0,
+	}
+}
+
+func (d *device) vringState(m *message) ([]byte, error) {
+	var s vhostabi.VringState
+	if err := s.Unmarshal(m.payload); err != nil {
+		return nil, err
+	}
+	q, err := d.queue(s.Index)
+	if err != nil {
+		return nil, err
+	}
+	switch m.Request {
+	case vhostabi.GetVringBase:
+		return vhostabi.VringState{Index: s.Index, Num: uint32(q.stop())}.AppendTo(nil), nil
+	case vhostabi.SetVringNum:
+		err = s.ValidateNum()
+	case vhostabi.SetVringBase:
+		err = s.ValidateBase()
+	case vhostabi.SetVringEnable:
+		err = s.ValidateEnable()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("queue %d: %w", s.Index, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case m.Request == vhostabi.SetVringEnable:
+		q.enabled = s.Num == 1
+		q.staff()
+		q.nudge()
+	case q.started:
+		return nil, fmt.Errorf("queue %d runs: stop it by GET_VRING_BASE first", s.Index)
+	case m.Request == vhostabi.SetVringNum:
+		q.size = s.Num
+	default:
+		q.base = uint16(s.Num)
+	}
+	return nil, nil
+}
+
+func (d *device) setVringAddr(m *message) error {
+	var a vhostabi.VringAddr
+	if err := a.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	q, err := d.queue(a.Index)
+	if err != nil {
+		return err
+	}
+	if err := a.Validate(); err != nil {
+		return fmt.Errorf("queue %d: %w", a.Index, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at, err := ringOf(d.mem, a, q.size)
+	if err != nil {
+		return fmt.Errorf("queue %d: %w", a.Index, err)
+	}
+	if q.started && at != q.addrs {
+		return fmt.Errorf("queue %d runs: stop it by GET_VRING_BASE first", a.Index)
+	}
+	q.addrs = at
+	return nil
+}
+
+// setVringFD takes an eventfd. The kick is what starts a queue ("Ring states" of the protocol); where protocol features were not
+// negotiated it is enabled by that as well.
+func (d *device) setVringFD(m *message) error {
+	var v vhostabi.VringFD
+	if err := v.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if err := v.Validate(len(m.fds)); err != nil {
+		return err
+	}
+	q, err := d.queue(v.Index())
+	if err != nil {
+		return err
+	}
+	switch m.Request {
+	case vhostabi.SetVringCall:
+		q.setFD(&q.call, m.take())
+		return nil
+	case vhostabi.SetVringErr:
+		q.setFD(&q.errfd, m.take())
+		return nil
+	}
+	if err := q.setKick(m.take()); err != nil {
+		return err
+	}
+	if d.features&vhostabi.FeatureProtocolFeatures == 0 {
+		q.mu.Lock()
+		q.enabled = true
+		q.mu.Unlock()
+	}
+	return q.start(d.mem, d.ringFeatures())
+}
+
+func (d *device) getConfig(m *message) ([]byte, error) {
+	if d.cfg.Tag == "" {
+		return nil, errors.New("there is no configuration space: start the daemon with --tag")
+	}
+	var c vhostabi.Config
+	if err := c.Unmarshal(m.payload); err != nil {
+		return nil, err
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	space := vhostabi.FSConfig{Tag: d.cfg.Tag, NumRequestQueues: uint32(d.cfg.MaxRequestQueues)}.AppendTo(nil)
+	data := make([]byte, len(c.Data))
+	if int(c.Offset) < len(space) {
+		copy(data, space[c.Offset:])
+	}
+	c.Data = data
+	return c.AppendTo(nil), nil
+}
+
+// setStatus follows the device status (VIRTIO 1.2, section 2.1); 0 is a reset.
+func (d *device) setStatus(m *message) error {
+	var s vhostabi.U64
+	if err := s.Unmarshal(m.payload); err != nil {
+		return err
+	}
+	if s > 0xff {
+		return fmt.Errorf("status %#x is wider than 8 bits", uint64(s))
+	}
+	d.status = uint8(s)
+	if s == 0 {
+		d.reset()
+	}
+	return nil
+}
+
+// reset stops the queues and has the backend forget the session. Memory and features stay, as the front-end sets them again.
+func (d *device) reset() {
+	for _, q := range d.queues {
+		q.stop()
+		q.mu.Lock()
+		q.enabled, q.base = false, 0
+		q.mu.Unlock()
+	}
+	d.status = 0
+	d.backend.Reset()
+}
+
+// complaints limits log lines about what a guest does wrong: one a second, with the number of those that were left out.
+type complaints struct {
+	mu    sync.Mutex
+	next  time.Time
+	quiet int
+}
+
+func (d *device) complain(queue int, err error) {
+	c := &d.complaints
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Before(c.next) {
+		c.quiet++
+		return
+	}
+	c.next = now.Add(time.Second)
+	d.log.Warn("request refused", "queue", queue, "err", err, "not_shown_before", c.quiet)
+	c.quiet = 0
+}

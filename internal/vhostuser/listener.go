@@ -1,0 +1,155 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a listening Unix stream socket on which front-ends connect.
+type Listener struct {
+	l    *net.UnixListener
+	file *os.File
+}
+
+// Listen binds path, replacing a socket that is there, with mode 0700, or 0770 and the group where group (a name or a number) is not
+// empty. The socket's directory must exist. Close leaves the socket in the file system.
+func Listen(path, group string) (*Listener, error) {
+	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
+		return nil, fmt.Errorf("listen on %s: the path is longer than %d bytes, which is all a Unix socket's address holds; use a shorter or a relative one", path, len(unix.RawSockaddrUnix{}.Path)-1)
+	}
+	if dir := filepath.Dir(path); dir != "" {
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			return nil, fmt.Errorf("listen on %s: the folder %s does not exist; create it or choose another --socket-path", path, dir)
+		}
+	}
+	gid := -1
+	if group != "" {
+		var err error
+		if gid, err = lookupGroup(group); err != nil {
+			return nil, err
+		}
+	}
+	if st, err := os.Lstat(path); err == nil {
+		if st.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("listen on %s: it exists and is no socket; remove it or choose another --socket-path", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("replace the socket: %w", err)
+		}
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket: %w", err)
+	}
+	mask := 0o077
+	if gid >= 0 {
+		mask = 0o007
+	}
+	old := unix.Umask(mask)
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	unix.Umask(old)
+	if err == nil && gid >= 0 {
+		err = os.Chown(path, -1, gid)
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return ListenFD(fd)
+}
+
+func lookupGroup(group string) (int, error) {
+	if n, err := strconv.Atoi(group); err == nil && n >= 0 {
+		return n, nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, fmt.Errorf("socket group %s: there is no such group", group)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// ListenFD takes over a descriptor that must be a listening Unix stream socket.
+func ListenFD(fd int) (*Listener, error) {
+	f := os.NewFile(uintptr(fd), "listener")
+	if f == nil {
+		return nil, fmt.Errorf("descriptor %d is not open; pass a listening Unix socket", fd)
+	}
+	unix.CloseOnExec(fd)
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		f.Close()
+		return nil, fmt.Errorf("descriptor %d is not a listening socket; pass one on which listen(2) was called", fd)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	ul, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		f.Close()
+		return nil, fmt.Errorf("descriptor %d is no Unix socket", fd)
+	}
+	ul.SetUnlinkOnClose(false)
+	return &Listener{ul, f}, nil
+}
+
+// File is the listening socket, to be handed to a child process. It stays the listener's.
+func (l *Listener) File() *os.File { return l.file }
+
+// Accept waits for a front-end, until ctx ends.
+func (l *Listener) Accept(ctx context.Context) (*Conn, error) {
+	stop := context.AfterFunc(ctx, func() { l.l.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	c, err := l.l.AcceptUnix()
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("accept a front-end: %w", err)
+	}
+	return &Conn{u: c}, nil
+}
+
+// Refuse accepts and closes every further connection until stop is called: a second front-end learns at once that it is not served,
+// instead of waiting in the backlog of a listener that others keep open.
+func (l *Listener) Refuse() (stop func()) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.l.AcceptUnix()
+			if err != nil {
+				if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+				continue
+			}
+			c.Close()
+		}
+	})
+	return func() {
+		l.l.SetDeadline(time.Unix(1, 0))
+		wg.Wait()
+		l.l.SetDeadline(time.Time{})
+	}
+}
+
+// Close stops listening. The socket stays in the file system.
+func (l *Listener) Close() error {
+	return errors.Join(l.l.Close(), l.file.Close())
+}
