@@ -1,0 +1,76 @@
+package fuse
+
+import (
+	"log/slog"
+	"sync/atomic"
+
+	"virtiofsd/internal/fuseabi"
+)
+
+// Limits that INIT announces.
+const (
+	MaxWrite = 1 << 20 // bytes of one READ or WRITE
+	MaxPages = 256     // the same in pages of 4 KiB
+
+	maxBackground = 65535
+)
+
+// SessionConfig is what a Session needs beside its file system.
+type SessionConfig struct {
+	Logger *slog.Logger // nil: no log
+}
+
+// Session is the state that all workers of one connection share.
+type Session struct {
+	fs    Filesystem
+	log   *slog.Logger
+	flags atomic.Uint64 // negotiated InitFlags
+	ready atomic.Bool   // INIT was answered
+	noise atomic.Int64  // malformed requests so far
+}
+
+// NewSession makes a session that waits for INIT.
+func NewSession(fs Filesystem, cfg SessionConfig) *Session {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Session{fs: fs, log: cfg.Logger}
+}
+
+// NewHandler makes a worker. It has to be called on the worker's own thread, which stays locked to its goroutine for life:
+// credentials, umask and working directory are the thread's.
+func (s *Session) NewHandler(queue int) (*Worker, error) {
+	t, err := s.fs.NewThread()
+	if err != nil {
+		return nil, err
+	}
+	return newWorker(s, t), nil
+}
+
+// Reset ends the session as DESTROY does: inodes, open files and locks are forgotten, and INIT has to come first again.
+func (s *Session) Reset() {
+	s.ready.Store(false)
+	s.flags.Store(0)
+	s.fs.Reset()
+}
+
+// Flags are the negotiated INIT flags.
+func (s *Session) Flags() fuseabi.InitFlags { return fuseabi.InitFlags(s.flags.Load()) }
+
+func (s *Session) has(f fuseabi.InitFlags) bool { return s.Flags()&f != 0 }
+
+// Malformed is the number of requests so far that broke the protocol.
+func (s *Session) Malformed() int64 { return s.noise.Load() }
+
+// malformed counts a request that broke the protocol and writes a line about the first few: a hostile guest
+// must not fill the host's log.
+func (s *Session) malformed(h *fuseabi.InHeader, why string) {
+	const lines = 16
+	n := s.noise.Add(1)
+	if n <= lines {
+		s.log.Warn("malformed request", "opcode", fuseabi.Opcode(h.Opcode).String(), "unique", h.Unique, "length", h.Length, "why", why)
+	}
+	if n == lines {
+		s.log.Warn("further malformed requests are counted, not logged")
+	}
+}

@@ -1,0 +1,244 @@
+package fuse
+
+import (
+	"bytes"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuseabi"
+)
+
+const (
+	bufferSize   = 16 << 10              // what a worker starts with for arguments and for replies
+	maxArguments = 256 << 10             // a label and an attribute of 64 KiB each, and names, fit
+	maxReply     = 16 + 256<<10          // of what is not file data
+	maxNameLen   = 255                   // NAME_MAX
+	maxTarget    = 4096                  // PATH_MAX, with NUL
+	maxXattrSize = 64 << 10              // XATTR_SIZE_MAX, XATTR_LIST_MAX
+	body         = fuseabi.OutHeaderSize // where a reply's body starts
+)
+
+// Worker serves requests on one thread. It implements the transport's handler.
+type Worker struct {
+	s    *Session
+	fs   Thread
+	in   []byte // header, arguments, extensions of the request: the only copy that is looked at
+	out  []byte // header and body of the reply
+	iov  []unix.Iovec
+	ext  fuseabi.Extensions
+	call Caller
+
+	// of the request at hand
+	inSegs, outSegs []unix.Iovec
+	inLen, room     uint64
+	args            []byte // in[:end of arguments], header included; rest is what has not been parsed of it
+	rest            []byte
+	why             string // what was malformed
+}
+
+func newWorker(s *Session, t Thread) *Worker {
+	return &Worker{s: s, fs: t, in: fuseabi.Buffer(bufferSize), out: fuseabi.Buffer(bufferSize), iov: make([]unix.Iovec, 0, 1024)}
+}
+
+// Abort makes the worker fit for the next request after a panic in Serve.
+func (w *Worker) Abort() {
+	w.drop()
+	w.fs.Abort()
+}
+
+// Close ends the worker, on its thread.
+func (w *Worker) Close() { w.fs.Close() }
+
+func (w *Worker) drop() {
+	w.inSegs, w.outSegs, w.args, w.rest = nil, nil, nil, nil
+	w.iov = w.iov[:0]
+}
+
+// Serve answers one request and returns how many bytes it wrote.
+func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
+	w.inSegs, w.outSegs, w.inLen, w.room, w.why = in, out, fuseabi.Len(in), fuseabi.Len(out), ""
+	n := fuseabi.CopyIn(w.in[:fuseabi.InHeaderSize], in, 0)
+	h := fuseabi.View[fuseabi.InHeader](w.in)
+	if n < fuseabi.InHeaderSize {
+		clear(w.in[n:fuseabi.InHeaderSize])
+		w.why = "shorter than a header"
+		w.s.malformed(h, w.why)
+		if n < 16 { // the number that a reply must carry is not there
+			return 0
+		}
+		return w.reply(h, 0, unix.EINVAL)
+	}
+	used := w.serve(h)
+	w.drop()
+	return used
+}
+
+func (w *Worker) serve(h *fuseabi.InHeader) uint32 {
+	code := fuseabi.Opcode(h.Opcode)
+	var o *op
+	if code < fuseabi.OpcodeEnd {
+		o = &ops[code]
+	}
+	if o == nil || o.run == nil {
+		return w.reply(h, 0, unix.ENOSYS)
+	}
+	if e := w.take(h, o); e != 0 {
+		w.s.malformed(h, w.why)
+		return w.reply(h, 0, e)
+	}
+	if !w.s.ready.Load() && !o.early {
+		w.why = "before INIT"
+		w.s.malformed(h, w.why)
+		return w.reply(h, 0, unix.EIO)
+	}
+	if !code.NoReply() {
+		if w.room < fuseabi.OutHeaderSize {
+			w.s.malformed(h, "no room for a reply")
+			return 0
+		}
+		if w.room < fuseabi.OutHeaderSize+uint64(o.out) {
+			w.s.malformed(h, "no room for this reply")
+			return w.reply(h, 0, unix.EINVAL)
+		}
+		clear(w.out[body : body+o.out])
+	}
+	n, e := o.run(w)
+	if e != 0 && w.why != "" {
+		w.s.malformed(h, w.why)
+	}
+	return w.reply(h, n, e)
+}
+
+// take copies what belongs to the request beside file data and lists of nodes, and checks lengths.
+func (w *Worker) take(h *fuseabi.InHeader, o *op) unix.Errno {
+	length := uint64(h.Length)
+	if length < uint64(o.in) || length > w.inLen {
+		w.why = "length does not fit the opcode or the memory given"
+		return unix.EINVAL
+	}
+	w.inLen = length
+	want := length
+	if o.bulk {
+		want = uint64(o.in)
+	}
+	if want > maxArguments {
+		w.why = "arguments are too long"
+		return unix.E2BIG
+	}
+	if want > uint64(len(w.in)) {
+		grown := fuseabi.Buffer(maxArguments)
+		copy(grown, w.in[:fuseabi.InHeaderSize])
+		w.in = grown
+		h = fuseabi.View[fuseabi.InHeader](w.in)
+	}
+	// The header is not copied a second time: a guest may have changed it since.
+	n := fuseabi.CopyIn(w.in[fuseabi.InHeaderSize:want], w.inSegs, fuseabi.InHeaderSize)
+	if uint64(n)+fuseabi.InHeaderSize != want {
+		w.why = "shorter than its length"
+		return unix.EINVAL
+	}
+	w.call = Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Unique: h.Unique}
+	w.ext.Reset()
+	extLen := uint64(h.TotalExtlen) * 8
+	if o.bulk {
+		extLen = 0
+	}
+	if extLen > want-uint64(o.in) {
+		w.why = "extensions are longer than the request"
+		return unix.EINVAL
+	}
+	w.args = w.in[:want-extLen]
+	w.rest = w.args[o.in:]
+	if extLen > 0 {
+		return w.extensions(w.in[want-extLen : want])
+	}
+	return 0
+}
+
+func (w *Worker) extensions(b []byte) unix.Errno {
+	if err := w.ext.Parse(b); err != nil {
+		w.why = err.Error()
+		return unix.EINVAL
+	}
+	if w.s.has(fuseabi.CreateSuppGroup) {
+		w.call.Groups = w.ext.Groups
+	}
+	if w.s.has(fuseabi.SecurityCtx) {
+		w.call.Secctx = w.ext.Secctx
+	}
+	return 0
+}
+
+// lateExtensions parses what follows the last name when the header announces no extensions: Linux before 6.3 sent labels so.
+func (w *Worker) lateExtensions() unix.Errno {
+	if len(w.rest) < 8 || len(w.call.Secctx) > 0 || !w.s.has(fuseabi.SecurityCtx) {
+		return 0
+	}
+	return w.extensions(w.rest)
+}
+
+// name takes the next NUL-terminated string: at most max bytes, counted without the NUL.
+func (w *Worker) str(max int) (Name, unix.Errno) {
+	i := bytes.IndexByte(w.rest, 0)
+	switch {
+	case i < 0:
+		w.why = "name without an end"
+		return nil, unix.EINVAL
+	case i == 0:
+		w.why = "empty name"
+		return nil, unix.EINVAL
+	case i > max:
+		return nil, unix.ENAMETOOLONG
+	}
+	n := w.rest[: i+1 : i+1]
+	w.rest = w.rest[i+1:]
+	return n, 0
+}
+
+// name takes the next name of a directory entry. Linux sends neither '/' nor "." or ".." (they would need EXPORT_SUPPORT,
+// which is not offered); with them a request could leave the shared directory.
+func (w *Worker) name() (Name, unix.Errno) {
+	n, e := w.str(maxNameLen)
+	if e != 0 {
+		return nil, e
+	}
+	s := n[:len(n)-1]
+	if bytes.IndexByte(s, '/') >= 0 || s[0] == '.' && (len(s) == 1 || len(s) == 2 && s[1] == '.') {
+		w.why = "name is '.', '..' or has a '/'"
+		return nil, unix.EINVAL
+	}
+	return n, 0
+}
+
+// reply writes header and n bytes of body (in w.out, or behind the header in guest memory already if n is negative: -n-1
+// bytes) and returns what was used. Nothing is written for opcodes without reply or where a header has no room.
+func (w *Worker) reply(h *fuseabi.InHeader, n int, e unix.Errno) uint32 {
+	if fuseabi.Opcode(h.Opcode).NoReply() || w.room < fuseabi.OutHeaderSize {
+		return 0
+	}
+	oh := fuseabi.View[fuseabi.OutHeader](w.out)
+	copied := 0
+	switch {
+	case e != 0:
+		n = 0
+	case n < 0:
+		n = -n - 1
+	default:
+		copied = n
+	}
+	oh.Length, oh.Status, oh.Unique = uint32(body+n), -int32(e), h.Unique
+	fuseabi.CopyOut(w.outSegs, 0, w.out[:body+copied])
+	return oh.Length
+}
+
+// inPlace is what an operation returns whose n bytes of body are in guest memory already.
+func inPlace(n int) int { return -n - 1 }
+
+// outBuffer is room for a variable reply of at most n bytes.
+func (w *Worker) outBuffer(n int) []byte {
+	n = min(n, maxReply-body)
+	if body+n > len(w.out) {
+		w.out = fuseabi.Buffer(maxReply)
+	}
+	return w.out[body : body+n]
+}
