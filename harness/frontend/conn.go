@@ -32,11 +32,17 @@ func Dial(path string, timeout time.Duration) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("connect to %s: %w", path, err)
+	// A socket's path is there between bind and listen already.
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		err := unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		if err == nil {
+			return c, nil
+		}
+		if err != unix.ECONNREFUSED || time.Since(began) > 100*time.Millisecond {
+			unix.Close(fd)
+			return nil, fmt.Errorf("connect to %s: %w", path, err)
+		}
 	}
-	return c, nil
 }
 
 // NewConn takes over a connected socket.

@@ -19,6 +19,7 @@ type Config struct {
 	Features         uint64        // virtio features to accept where the daemon offers them; 0 = DefaultFeatures
 	ProtocolFeatures uint64        // likewise; 0 = DefaultProtocolFeatures
 	RequestQueues    int           // 0 = 1
+	FewerQueues      bool          // take fewer request queues where the daemon has no more
 	QueueSize        uint16        // 0 = 1024
 	Memory           []uint64      // bytes of each region; nil = rings in 4 MiB, buffers in 64 MiB
 	ForceMemTable    bool          // use SET_MEM_TABLE even where memory slots were negotiated
@@ -136,6 +137,9 @@ func (d *Device) negotiate(ctx context.Context, cfg Config) error {
 		n, err := d.Conn.CallU64(MsgGetQueueNum, nil)
 		if err != nil {
 			return fmt.Errorf("ask for the number of queues: %w", err)
+		}
+		if cfg.FewerQueues && n >= 2 {
+			cfg.RequestQueues = min(cfg.RequestQueues, int(n-1))
 		}
 		if n < uint64(1+cfg.RequestQueues) {
 			return fmt.Errorf("%d request queues wanted: %w (it has %d queues in all)", cfg.RequestQueues, ErrTooManyQueues, n)

@@ -147,11 +147,11 @@ func (f *FUSE) Layout(r Request, unique uint64) (Layout, error) {
 	if !r.NoOut && !r.Op.NoReply() {
 		out = framing(Shape{OutHeaderSize, r.OutArgs, r.OutData})
 	}
-	return f.place(bytes, in, out)
+	return f.Place(bytes, in, out)
 }
 
-// place puts bytes into segments of the lengths in, and makes room for segments of the lengths out.
-func (f *FUSE) place(bytes []byte, in, out []int) (Layout, error) {
+// Place puts bytes into segments of the lengths in, and makes room for segments of the lengths out.
+func (f *FUSE) Place(bytes []byte, in, out []int) (Layout, error) {
 	at := func(pos uint64, n int) uint64 { // segments of a page are aligned as pages, others stand apart
 		if n == PageSize {
 			return (pos + PageSize - 1) &^ (PageSize - 1)

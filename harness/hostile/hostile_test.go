@@ -1,0 +1,93 @@
+package hostile_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"virtiofsd/harness/frontend"
+	"virtiofsd/harness/hostile"
+	"virtiofsd/internal/testenv"
+)
+
+// daemon is cmd/virtiofsd, built once for all tests of this package.
+var daemon frontend.Daemon
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "hostile-bin")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	bin := filepath.Join(dir, "virtiofsd")
+	build := exec.Command("go", "build", "-o", bin, "virtiofsd/cmd/virtiofsd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		panic("build the daemon: " + string(out))
+	}
+	daemon = frontend.Daemon{Name: "ours", Dialect: "ours", Exec: []string{bin}}
+	return m.Run()
+}
+
+func c() frontend.Daemon {
+	return frontend.Daemon{Name: "c", Dialect: "c", Exec: []string{testenv.QEMUVirtiofsd}}
+}
+
+func TestOurDaemonWithstandsEverything(t *testing.T) {
+	testenv.Need(t, "root")
+	results, err := hostile.Run(context.Background(), []frontend.Daemon{daemon}, nil, nil)
+	require.NoError(t, err)
+	require.Greater(t, len(results), 150)
+	for _, r := range results {
+		assert.True(t, r.Pass, "%s: %s %s\n%s", r.Case, r.Outcome, r.Detail, r.Log)
+	}
+}
+
+// The cases are able to find something: they find what the C daemon is known for.
+func TestCasesFindKnownFaults(t *testing.T) {
+	testenv.Need(t, "root", "c-daemon")
+	results, err := hostile.Run(context.Background(), []frontend.Daemon{c()}, regexp.MustCompile(`^(header-20|forget-root-1000|desc-loop|unique-0|name-parent|opcode-unknown)$`), nil)
+	require.NoError(t, err)
+	got := map[string]hostile.Outcome{}
+	for _, r := range results {
+		got[r.Case] = r.Outcome
+	}
+	assert.Equal(t, map[string]hostile.Outcome{
+		"header-20": hostile.Died, "forget-root-1000": hostile.Died, "desc-loop": hostile.AllDead, "unique-0": hostile.Died,
+		"name-parent": hostile.ErrorReply, "opcode-unknown": hostile.ErrorReply,
+	}, got)
+}
+
+func TestCasesAreWellDescribed(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range hostile.Cases() {
+		assert.NotEmpty(t, c.Rule, c.Name)
+		assert.NotEmpty(t, c.Side, c.Name)
+		assert.NotNil(t, c.Attack, c.Name)
+		assert.False(t, seen[c.Name], "%s twice", c.Name)
+		assert.Regexp(t, `^[a-z0-9]+(-[a-z0-9]+)*$`, c.Name)
+		seen[c.Name] = true
+	}
+}
+
+func TestTable(t *testing.T) {
+	var b strings.Builder
+	hostile.WriteTable(&b, []hostile.Result{
+		{Case: "one", Side: hostile.Guest, Daemon: "ours", Outcome: hostile.OK, Pass: true},
+		{Case: "one", Side: hostile.Guest, Daemon: "c", Outcome: hostile.Died},
+		{Case: "two", Side: hostile.Guest, Daemon: "ours", Outcome: hostile.ErrorReply, Detail: "EINVAL", Pass: true},
+		{Case: "two", Side: hostile.Guest, Daemon: "c", Outcome: hostile.Completed0, Pass: true},
+	})
+	for _, want := range []string{"✗ died", "EINVAL", "2 OF 2", "1 OF 2"} {
+		assert.Contains(t, b.String(), want)
+	}
+}
