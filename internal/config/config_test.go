@@ -1,0 +1,95 @@
+package config
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"virtiofsd/internal/idmap"
+)
+
+func parse(t *testing.T, line string) Options {
+	t.Helper()
+	o, err := Parse(strings.Fields(line))
+	require.NoError(t, err, line)
+	return o
+}
+
+// The command lines that launchers really use.
+func TestLaunchers(t *testing.T) {
+	o := parse(t, "--fd=3 --shared-dir /srv --cache never --sandbox chroot --xattr --thread-pool-size=4 --log-level debug --uid-map=:0:1000:1: --uid-map=:1:100000:65536: --gid-map=:0:1000:1: --readonly")
+	assert.Equal(t, 3, o.FD)
+	assert.Equal(t, "never", o.Cache)
+	assert.Equal(t, idmap.Map{{Inside: 0, Outside: 1000, Count: 1}, {Inside: 1, Outside: 100000, Count: 65536}}, o.UIDMap)
+	assert.True(t, o.Readonly && o.Xattr)
+
+	o = parse(t, "--syslog --cache=auto --shared-dir=/srv --fd=3 --thread-pool-size=1 --announce-submounts --xattr")
+	assert.Equal(t, 1, o.ThreadPoolSize)
+	o = parse(t, "--socket-path s --shared-dir . --cache auto --thread-pool-size=1 -o announce_submounts")
+	assert.True(t, o.AnnounceSubmounts)
+	o = parse(t, "--fd=3 --cache=never --shared-dir=/srv --translate-uid=map:0:100000:65536 --translate-uid=forbid-guest:0:0 --posix-acl=auto")
+	assert.Len(t, o.TranslateUID, 2)
+	assert.Equal(t, "auto", o.PosixACL)
+	assert.True(t, o.Xattr, "ACLs are extended attributes")
+	o = parse(t, "--fd=3 --shared-dir=/srv --posix-acl")
+	assert.Equal(t, "always", o.PosixACL)
+	o = parse(t, "--sandbox none --socket-path s --shared-dir . --seccomp=none --modcaps=-mknod:-setfcap")
+	assert.Equal(t, "-mknod:-setfcap", o.ModCaps)
+	o = parse(t, "--socket-path=s --shared-dir=/d --sandbox=none --cache=auto --migration-on-error=guest-error --migration-mode=find-paths --translate-uid=host:107:0:1")
+	assert.Equal(t, "guest-error", o.MigrationOnError)
+	o = parse(t, "--fd=3 -o source=/a,,b,cache=none,sandbox=chroot,xattr,no_flock -d -f")
+	assert.Equal(t, "/a,b", o.SharedDir)
+	assert.Equal(t, "never", o.Cache)
+	assert.Equal(t, SandboxChroot, o.Sandbox)
+	assert.Equal(t, "debug", o.LogLevel)
+	assert.NoError(t, o.Validate())
+}
+
+func TestRefusals(t *testing.T) {
+	for line, want := range map[string]string{
+		"--nonsense":                       "unknown option --nonsense",
+		"-z":                               "unknown option -z",
+		"--sandbox=jail":                   "--sandbox is one of namespace, pivot_root, chroot, none",
+		"--uid-map=0:1:2":                  "write :INSIDE:OUTSIDE:COUNT:",
+		"--thread-pool-size=x":             "--thread-pool-size is a number",
+		"stray":                            `"stray" is no option`,
+		"-o whatever":                      `unknown word "whatever"`,
+		"-o xattr=1":                       "takes no value",
+		"--tag=" + strings.Repeat("x", 37): "1 to 36 bytes",
+		"--socket-path":                    "--socket-path",
+	} {
+		_, err := Parse(strings.Fields(line))
+		require.ErrorContains(t, err, want, line)
+		assert.NotContains(t, err.Error(), "\n", line)
+	}
+	for line, want := range map[string]string{
+		"":                                       "--shared-dir is missing",
+		"--shared-dir=/s":                        "--socket-path is missing",
+		"--shared-dir=/s --fd=3 --socket-path=x": "exclude each other",
+		"--shared-dir=/s --fd=3 --socket-group=x":                    "needs --socket-path",
+		"--shared-dir=/s --fd=3 --sandbox=chroot --uid-map=:0:1:1:":  "need --sandbox=namespace",
+		"--shared-dir=/s --fd=3 --uid-map=:0:1:2: --uid-map=:1:9:1:": "overlap",
+	} {
+		require.ErrorContains(t, parse(t, line).Validate(), want, line)
+	}
+}
+
+func TestTableIsWhole(t *testing.T) {
+	seen := map[string]bool{}
+	for _, f := range Flags() {
+		assert.False(t, seen[f.Name], "%s stands twice", f.Name)
+		seen[f.Name] = true
+		assert.NotEmpty(t, f.Help, f.Name)
+		assert.Contains(t, groups, f.Group, f.Name)
+		if !f.Hidden {
+			assert.Contains(t, Usage(), "--"+f.Name)
+		}
+	}
+	for w, to := range compatWords {
+		if name, _, _ := strings.Cut(to, "="); name != "" {
+			assert.True(t, seen[name], "-o %s means an option that is not there", w)
+		}
+	}
+}

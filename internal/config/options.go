@@ -1,0 +1,67 @@
+package config
+
+import (
+	"virtiofsd/internal/idmap"
+)
+
+// Version is the daemon's version.
+const Version = "0.1.0"
+
+// Sandbox modes.
+const (
+	SandboxNamespace = "namespace"
+	SandboxPivotRoot = "pivot_root"
+	SandboxChroot    = "chroot"
+	SandboxNone      = "none"
+)
+
+// Options is a parsed command line.
+type Options struct {
+	// Actions that print and exit.
+	Help, Version, PrintCapabilities, PrintPlan, JSON bool
+
+	SocketPath  string
+	SocketGroup string
+	FD          int // a listening socket, -1 for none
+	SharedDir   string
+	Tag         string
+
+	Sandbox         string
+	Seccomp         string
+	UIDMap, GIDMap  idmap.Map
+	NoFailSetgroups bool
+	ModCaps         string
+	RlimitNofile    uint64
+	RlimitNofileSet bool
+
+	Cache                                     string
+	AllowMmap, AllowDirectIO                  bool
+	Xattr                                     bool
+	XattrMap                                  string
+	PosixACL, SecurityLabel                   string // never, auto, always
+	Writeback, Readonly, PreserveNoatime      bool
+	NoReaddirplus, AnnounceSubmounts          bool
+	KillprivV2                                bool
+	InodeFileHandles                          string
+	TranslateUID, TranslateGID                []string
+	Flock, PosixLock                          bool
+	MigrationMode, MigrationOnError           string
+	MigrationVerifyHandles, MigrationConfirms bool
+
+	ThreadPoolSize int
+	RequestQueues  int
+	PollMicros     int
+	KeepListening  bool
+
+	LogLevel string
+	Syslog   bool
+}
+
+// Defaults are the options of an empty command line.
+func Defaults() Options {
+	return Options{
+		FD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "prefer",
+		PosixACL: "never", SecurityLabel: "never", LogLevel: "info", RequestQueues: 64, PollMicros: 50,
+		MigrationMode: "find-paths", MigrationOnError: "abort",
+	}
+}

@@ -1,0 +1,137 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// value makes a line of the table a pflag.Value.
+type value struct {
+	f *Flag
+	o *Options
+}
+
+func (v value) String() string     { return "" }
+func (v value) Type() string       { return v.f.Arg }
+func (v value) Set(s string) error { return v.f.set(v.o, s) }
+
+// Parse reads a command line without the program's name. Every error is one line and a matter of usage (exit status 2).
+func Parse(args []string) (Options, error) {
+	o := Defaults()
+	fs := pflag.NewFlagSet("virtiofsd", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	flags := Flags()
+	for i := range flags {
+		f := &flags[i]
+		p := fs.VarPF(value{f, &o}, f.Name, f.Short, f.Help)
+		switch {
+		case f.Arg == "":
+			p.NoOptDefVal = "true"
+		case f.Bare != "":
+			p.NoOptDefVal = f.Bare
+		}
+	}
+	if err := fs.Parse(args); err != nil {
+		return o, usage(args, err)
+	}
+	if fs.NArg() > 0 {
+		return o, fmt.Errorf("%q is no option; see --help", fs.Arg(0))
+	}
+	return o, nil
+}
+
+// usage words pflag's errors as one line with a remedy.
+func usage(args []string, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("unknown option %s; see --help", offending(args, unknown.GetSpecifiedName()))
+	}
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return fmt.Errorf("--%s %w", invalid.GetFlag().Name, errors.Unwrap(invalid))
+	}
+	return fmt.Errorf("%w; see --help", err)
+}
+
+func offending(args []string, name string) string {
+	for _, a := range args {
+		if a == "--"+name || strings.HasPrefix(a, "--"+name+"=") {
+			return "--" + name
+		}
+	}
+	return "-" + name
+}
+
+// Validate checks what can be told without a look at the system. Its errors are a matter of usage too.
+func (o Options) Validate() error {
+	switch {
+	case o.SharedDir == "":
+		return errors.New("--shared-dir is missing: name the directory to share")
+	case o.SocketPath == "" && o.FD < 0:
+		return errors.New("--socket-path is missing: name the socket to listen on, or pass a listening one by --fd")
+	case o.SocketPath != "" && o.FD >= 0:
+		return errors.New("--socket-path and --fd exclude each other: give one")
+	case o.SocketGroup != "" && o.SocketPath == "":
+		return errors.New("--socket-group needs --socket-path: a socket passed by --fd has its group already")
+	case o.JSON && !o.PrintPlan:
+		return errors.New("--json goes with --print-plan")
+	case (len(o.UIDMap) > 0 || len(o.GIDMap) > 0) && o.Sandbox != SandboxNamespace:
+		return fmt.Errorf("--uid-map and --gid-map need --sandbox=namespace, not %s: the map belongs to a user namespace that the daemon makes; a caller who sets the sandbox up maps ids himself (unshare --map-users, newuidmap)", o.Sandbox)
+	}
+	if len(o.UIDMap) > 0 {
+		if err := o.UIDMap.Validate(); err != nil {
+			return fmt.Errorf("--uid-map: %w", err)
+		}
+	}
+	if len(o.GIDMap) > 0 {
+		if err := o.GIDMap.Validate(); err != nil {
+			return fmt.Errorf("--gid-map: %w", err)
+		}
+	}
+	return nil
+}
+
+// Usage is the text of --help.
+func Usage() string {
+	var b strings.Builder
+	b.WriteString("virtiofsd shares a directory with a virtual machine over virtio-fs.\n\nUsage: virtiofsd --socket-path PATH --shared-dir DIR [OPTIONS]\n")
+	for _, g := range groups {
+		fmt.Fprintf(&b, "\n%s:\n", g)
+		for _, f := range Flags() {
+			if f.Group != g || f.Hidden {
+				continue
+			}
+			name := "--" + f.Name
+			if f.Short != "" {
+				name = "-" + f.Short + ", " + name
+			}
+			switch {
+			case f.Bare != "":
+				name += "[=" + f.Arg + "]"
+			case f.Arg != "":
+				name += " " + f.Arg
+			}
+			fmt.Fprintf(&b, "  %-32s %s\n", name, f.Help)
+		}
+	}
+	return b.String()
+}
+
+// Capabilities is the answer to --print-capabilities (QEMU docs/interop/vhost-user.rst, "Backend program conventions"). Only what works is
+// announced.
+func Capabilities() string {
+	return `{
+  "type": "fs",
+  "features": [
+    "separate-options",
+    "posix-acl-negotiation-mode",
+    "security-label-negotiation-mode"
+  ]
+}
+`
+}
