@@ -1,0 +1,82 @@
+package impl
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"virtiofsd/internal/testenv"
+)
+
+func TestArgv(t *testing.T) {
+	o := Options{SharedDir: "/srv", SocketPath: "/run/s", Sandbox: "namespace", Cache: "never", Xattr: true, ThreadPoolSize: 4}
+	c := &Impl{Name: "c", Dialect: DialectC, Path: "/c"}
+	argv, err := c.Argv(o)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"/c", "--socket-path=/run/s", "-o", "source=/srv,sandbox=namespace,cache=none,xattr", "--thread-pool-size=4"}, argv)
+
+	rust := &Impl{Name: "rust", Dialect: DialectRust, Path: "/r", Prefix: []string{"/ld.so", "--library-path", "/lib"}}
+	o.UIDMap = []string{":0:100000:65536:"}
+	argv, err = rust.Argv(o)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"/ld.so", "--library-path", "/lib", "/r", "--socket-path=/run/s", "--shared-dir=/srv",
+		"--sandbox=namespace", "--cache=never", "--xattr", "--thread-pool-size=4", "--uid-map=:0:100000:65536:"}, argv)
+}
+
+func TestWhatCannotBeSaid(t *testing.T) {
+	c, rust := &Impl{Name: "c", Dialect: DialectC}, &Impl{Name: "rust", Dialect: DialectRust}
+	ours := &Impl{Name: "ours", Dialect: DialectOurs}
+	for _, tc := range []struct {
+		impl *Impl
+		o    Options
+	}{
+		{c, Options{Sandbox: "none"}}, {c, Options{Sandbox: "pivot_root"}}, {c, Options{Cache: "metadata"}}, {c, Options{Readonly: true}},
+		{c, Options{UIDMap: []string{"x"}}}, {c, Options{Extra: []string{"x"}}}, {c, Options{NoFailSetgroups: true}},
+		{rust, Options{Sandbox: "pivot_root"}}, {rust, Options{NoFailSetgroups: true}},
+	} {
+		_, err := tc.impl.Argv(tc.o)
+		var no *InexpressibleError
+		assert.True(t, errors.As(err, &no), "%s %+v: %v", tc.impl.Name, tc.o, err)
+		if tc.impl != c {
+			_, err = ours.Argv(tc.o)
+			assert.NoError(t, err)
+		}
+	}
+}
+
+func TestDialects(t *testing.T) {
+	assert.Equal(t, DialectC, dialectOf("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"))
+	assert.Equal(t, DialectRust, dialectOf("virtiofsd 1.13.2"))
+	assert.Equal(t, DialectOurs, dialectOf("virtiofsd 1.0 (go1.26)"))
+	assert.Empty(t, dialectOf("busybox"))
+}
+
+func TestFindC(t *testing.T) {
+	testenv.Need(t, "c-daemon")
+	i, err := Find(t.Context(), "c", Dirs{})
+	require.NoError(t, err)
+	assert.Empty(t, i.Missing)
+	assert.Len(t, i.SHA256, 64)
+	assert.Contains(t, i.Version, "version 7.2")
+}
+
+func TestFindSaysWhatIsMissing(t *testing.T) {
+	i, err := Find(t.Context(), "ours", Dirs{Bin: t.TempDir()})
+	require.NoError(t, err)
+	assert.Contains(t, i.Missing, "make build")
+	_, err = i.Argv(Options{})
+	assert.Error(t, err)
+	_, err = Find(t.Context(), "nobody", Dirs{})
+	assert.ErrorContains(t, err, "nobody")
+
+	odd := filepath.Join(t.TempDir(), "odd")
+	require.NoError(t, os.WriteFile(odd, []byte("#!/bin/sh\necho something else\n"), 0o755))
+	i, err = Find(t.Context(), "mine="+odd, Dirs{})
+	require.NoError(t, err)
+	assert.Equal(t, "mine", i.Name)
+	assert.Contains(t, i.Missing, "no dialect")
+}
