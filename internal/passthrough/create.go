@@ -1,0 +1,329 @@
+package passthrough
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuse"
+	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
+)
+
+// made looks up what was just created, after its security labels are on it.
+func (t *thread) made(c *fuse.Caller, p *inode, pfd int, name fuse.Name, remove int, out *fuseabi.EntryOut) unix.Errno {
+	if len(c.Secctx) > 0 {
+		e := t.labelName(c, pfd, name)
+		if e != 0 {
+			sys.Unlinkat(pfd, name.Ptr(), remove)
+			return e
+		}
+	}
+	return t.lookup(p, pfd, name, out)
+}
+
+func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
+	fd, e := sys.Openat(pfd, name.Ptr(), unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if e != 0 {
+		return e
+	}
+	defer sys.Close(fd)
+	return t.label(c, fd)
+}
+
+// label puts security labels on what a descriptor of any kind is of.
+func (t *thread) label(c *fuse.Caller, fd int) unix.Errno {
+	for _, s := range c.Secctx {
+		name, e := t.hostName(fuse.Name(s.Name))
+		if e != 0 {
+			return e
+		}
+		if e := sys.Setxattr(t.fdPath(fd), name, s.Value, 0); e != 0 {
+			return e
+		}
+	}
+	return 0
+}
+
+// parent is dir for an operation that changes a directory.
+func (t *thread) parent(id uint64) (*inode, int, unix.Errno) {
+	if t.fs.cfg.Readonly {
+		return nil, -1, unix.EROFS
+	}
+	return t.dir(id)
+}
+
+// Mkdir implements fuse.Thread.
+func (t *thread) Mkdir(c *fuse.Caller, in *fuseabi.MkdirIn, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	p, fd, e := t.parent(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if e := t.becomeWith(c, in.Umask); e != 0 {
+		return e
+	}
+	e = sys.Mkdirat(fd, name.Ptr(), in.Mode&07777)
+	t.restore()
+	if e != 0 {
+		return e
+	}
+	return t.made(c, p, fd, name, unix.AT_REMOVEDIR, out)
+}
+
+// Mknod implements fuse.Thread.
+func (t *thread) Mknod(c *fuse.Caller, in *fuseabi.MknodIn, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	p, fd, e := t.parent(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if e := t.becomeWith(c, in.Umask); e != 0 {
+		return e
+	}
+	e = sys.Mknodat(fd, name.Ptr(), in.Mode&(unix.S_IFMT|07777), in.Rdev)
+	t.restore()
+	if e != 0 {
+		return e
+	}
+	return t.made(c, p, fd, name, 0, out)
+}
+
+// Symlink implements fuse.Thread.
+func (t *thread) Symlink(c *fuse.Caller, parent uint64, name, target fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	p, fd, e := t.parent(parent)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if e := t.become(c); e != 0 {
+		return e
+	}
+	e = sys.Symlinkat(target.Ptr(), fd, name.Ptr())
+	t.restore()
+	if e != 0 {
+		return e
+	}
+	return t.made(c, p, fd, name, 0, out)
+}
+
+// Link implements fuse.Thread.
+func (t *thread) Link(node, newParent uint64, newName fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	p, pfd, e := t.parent(newParent)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	n, fd, e := t.node(node)
+	if e != 0 {
+		return e
+	}
+	defer t.put(n)
+	if n.isDir() {
+		return unix.EPERM
+	}
+	if e := sys.Linkat(t.fs.proc, t.fdPath(fd), pfd, newName.Ptr(), unix.AT_SYMLINK_FOLLOW); e != 0 {
+		return e
+	}
+	return t.lookup(p, pfd, newName, out)
+}
+
+// Create implements fuse.Thread. The file is created exclusively, so that nothing that exists is opened by name; one that
+// exists is looked up and opened as any other.
+func (t *thread) Create(c *fuse.Caller, in *fuseabi.CreateIn, name fuse.Name, out *fuseabi.CreateOut) unix.Errno {
+	p, pfd, e := t.dir(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if t.fs.cfg.Readonly {
+		if in.Flags&unix.O_EXCL == 0 {
+			return t.existing(p, pfd, in, name, out)
+		}
+		return unix.EROFS
+	}
+	for range 4 { // a file may come and go between the two ways
+		e = t.create(c, p, pfd, in, name, out)
+		if e != unix.EEXIST || in.Flags&unix.O_EXCL != 0 {
+			return e
+		}
+		if e = t.existing(p, pfd, in, name, out); e != unix.ENOENT {
+			return e
+		}
+	}
+	return e
+}
+
+func (t *thread) create(c *fuse.Caller, p *inode, pfd int, in *fuseabi.CreateIn, name fuse.Name, out *fuseabi.CreateOut) unix.Errno {
+	if e := t.becomeWith(c, in.Umask); e != 0 {
+		return e
+	}
+	flags := t.fs.openFlags(in.Flags)&^(unix.O_NOATIME|unix.O_TRUNC) | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
+	fd, e := sys.Openat(pfd, name.Ptr(), flags, in.Mode&07777)
+	t.restore()
+	if (e == unix.EMFILE || e == unix.ENFILE) && t.fs.fds.relieve() {
+		return t.create(c, p, pfd, in, name, out)
+	}
+	if e != 0 {
+		return e
+	}
+	if e = t.newFile(c, p, fd, name, in.Flags, out); e != 0 {
+		sys.Unlinkat(pfd, name.Ptr(), 0)
+	}
+	return e
+}
+
+// newFile answers a creation with fd, which it closes if it fails.
+func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags uint32, out *fuseabi.CreateOut) unix.Errno {
+	if e := t.label(c, fd); e != 0 {
+		sys.Close(fd)
+		return e
+	}
+	if e := sys.FStatx(fd, identityMask, &t.st); e != 0 {
+		sys.Close(fd)
+		return e
+	}
+	id := identify(&t.st)
+	n := t.fs.nodes.find(id)
+	if n == nil {
+		// An O_PATH descriptor at once: a temporary file is often unlinked while open, and is then not found again.
+		pathFD, e := t.openReal(fd, unix.O_PATH)
+		if e != 0 {
+			sys.Close(fd)
+			return e
+		}
+		fresh := &inode{identity: id}
+		if name != nil {
+			fresh.parent, fresh.name = p, slices.Clone(name)
+		}
+		fresh.state.Store(oneUser)
+		fresh.setFD(pathFD)
+		if n = t.fs.nodes.add(fresh); n == fresh {
+			t.fs.fds.insert(n)
+			t.put(n)
+		} else {
+			sys.Close(pathFD)
+		}
+	}
+	t.entry(n, p, &out.EntryOut)
+	out.Fh = t.fs.files.add(&file{fd: fd, node: n.id})
+	out.OpenOut.OpenFlags = t.fs.fopen(flags)
+	return 0
+}
+
+// existing answers CREATE of a name that exists.
+func (t *thread) existing(p *inode, pfd int, in *fuseabi.CreateIn, name fuse.Name, out *fuseabi.CreateOut) unix.Errno {
+	if e := t.lookup(p, pfd, name, &out.EntryOut); e != 0 {
+		if e == unix.ENOENT && t.fs.cfg.Readonly {
+			return unix.EROFS
+		}
+		return e
+	}
+	n, fd, e := t.node(out.NodeId)
+	if e == 0 {
+		e = t.open(n, fd, in.Flags, in.OpenFlags, &out.OpenOut)
+		if e == 0 && in.Flags&unix.O_TRUNC != 0 {
+			e = t.refresh(fd, out)
+		}
+		t.put(n)
+	}
+	if e != 0 {
+		t.fs.nodes.forget(out.NodeId, 1)
+	}
+	return e
+}
+
+func (t *thread) refresh(fd int, out *fuseabi.CreateOut) unix.Errno {
+	if e := sys.FStatx(fd, unix.STATX_BASIC_STATS, &t.st); e != 0 {
+		return e
+	}
+	t.attr(&out.Attr)
+	return 0
+}
+
+// Tmpfile implements fuse.Thread.
+func (t *thread) Tmpfile(c *fuse.Caller, in *fuseabi.CreateIn, out *fuseabi.CreateOut) unix.Errno {
+	p, pfd, e := t.parent(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if e := t.becomeWith(c, in.Umask); e != 0 {
+		return e
+	}
+	flags := t.fs.openFlags(in.Flags)&^(unix.O_NOATIME|unix.O_TRUNC) | unix.O_TMPFILE | int(in.Flags)&unix.O_EXCL
+	fd, e := sys.Openat(t.fs.proc, t.fdPath(pfd), flags, in.Mode&07777)
+	t.restore()
+	if e != 0 {
+		return e
+	}
+	return t.newFile(c, p, fd, nil, in.Flags, out)
+}
+
+// Unlink implements fuse.Thread.
+func (t *thread) Unlink(parent uint64, name fuse.Name) unix.Errno { return t.unlink(parent, name, 0) }
+
+// Rmdir implements fuse.Thread.
+func (t *thread) Rmdir(parent uint64, name fuse.Name) unix.Errno {
+	return t.unlink(parent, name, unix.AT_REMOVEDIR)
+}
+
+func (t *thread) unlink(parent uint64, name fuse.Name, flags int) unix.Errno {
+	p, fd, e := t.parent(parent)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	if flags == 0 {
+		t.keepOther(fd, name)
+	}
+	return sys.Unlinkat(fd, name.Ptr(), flags)
+}
+
+// keepOther opens the descriptor of a file with several names before one of them goes: it may be the only one we know.
+func (t *thread) keepOther(pfd int, name fuse.Name) {
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 || t.st.Nlink < 2 {
+		return
+	}
+	n, fd := t.fs.nodes.peek(identify(&t.st))
+	if n == nil {
+		return
+	}
+	if fd < 0 {
+		_, _ = t.fs.fdOf(n, 0)
+	}
+	t.put(n)
+}
+
+// Rename implements fuse.Thread.
+func (t *thread) Rename(parent uint64, name fuse.Name, newParent uint64, newName fuse.Name, flags uint32) unix.Errno {
+	p, pfd, e := t.parent(parent)
+	if e != 0 {
+		return e
+	}
+	defer t.put(p)
+	q, qfd, e := t.dir(newParent)
+	if e != 0 {
+		return e
+	}
+	defer t.put(q)
+	if e := sys.Renameat2(pfd, name.Ptr(), qfd, newName.Ptr(), flags); e != 0 {
+		return e
+	}
+	t.renamed(q, qfd, newName)
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		t.renamed(p, pfd, name)
+	}
+	return 0
+}
+
+// renamed tells the inode where it went.
+func (t *thread) renamed(p *inode, pfd int, name fuse.Name) {
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 {
+		return
+	}
+	if n, _ := t.fs.nodes.peek(identify(&t.st)); n != nil {
+		n.rename(p, name)
+		t.put(n)
+	}
+}

@@ -1,0 +1,159 @@
+package passthrough
+
+import (
+	"bytes"
+	"encoding/binary"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
+)
+
+// dirStream is what getdents64 returned and the guest has not read yet. Reading goes on where it ended without a seek.
+type dirStream struct {
+	mu   sync.Mutex
+	buf  []byte // entries not yet read
+	next int64  // offset of the first of them; the descriptor's own when there are none
+	mem  []byte
+}
+
+const direntBuffer = 16 << 10 // bytes of directory entries read at once
+
+// Opendir implements fuse.Thread.
+func (t *thread) Opendir(in *fuseabi.OpenIn, out *fuseabi.OpenOut) unix.Errno {
+	n, fd, e := t.dir(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	defer t.put(n)
+	flags := unix.O_RDONLY | unix.O_DIRECTORY
+	if t.fs.cfg.Readonly {
+		flags |= unix.O_NOATIME
+	}
+	real, e := t.openReal(fd, flags)
+	if e == unix.EPERM && flags&unix.O_NOATIME != 0 {
+		real, e = t.openReal(fd, flags&^unix.O_NOATIME)
+	}
+	if e != 0 {
+		return e
+	}
+	out.Fh = t.fs.files.add(&file{fd: real, node: n.id, dir: &dirStream{}})
+	switch t.fs.cfg.Cache {
+	case CacheMetadata, CacheAlways:
+		out.OpenFlags = fuseabi.FopenCacheDir | fuseabi.FopenKeepCache
+	}
+	return 0
+}
+
+// Readdir implements fuse.Thread.
+func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.Errno) {
+	f := t.fs.files.get(in.Fh)
+	if f == nil {
+		return 0, unix.EBADF
+	}
+	defer f.put()
+	if f.dir == nil {
+		return 0, unix.ENOTDIR
+	}
+	n, fd, e := t.dir(in.NodeId)
+	if e != 0 {
+		return 0, e
+	}
+	defer t.put(n)
+	d := f.dir
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if off := int64(in.Offset); off != d.next || off == 0 {
+		if _, e := sys.Lseek(f.fd, off, unix.SEEK_SET); e != 0 {
+			return 0, e
+		}
+		d.buf, d.next = nil, off
+	}
+	done := 0
+	for {
+		if len(d.buf) == 0 {
+			if d.mem == nil {
+				d.mem = make([]byte, direntBuffer)
+			}
+			k, e := sys.Getdents64(f.fd, d.mem)
+			if e != 0 {
+				if done > 0 {
+					return done, 0
+				}
+				return 0, e
+			}
+			if k == 0 {
+				d.mem = nil
+				return done, 0
+			}
+			d.buf = d.mem[:k]
+		}
+		for len(d.buf) > 0 {
+			reclen := int(binary.NativeEndian.Uint16(d.buf[16:]))
+			k := t.dirent(n, fd, d.buf[:reclen], plus, buf[done:])
+			if k < 0 {
+				if done == 0 {
+					return 0, unix.EINVAL // as getdents64 with a buffer for less than one entry
+				}
+				return done, 0
+			}
+			done += k
+			d.next = int64(binary.NativeEndian.Uint64(d.buf[8:]))
+			d.buf = d.buf[reclen:]
+		}
+		if done > len(buf)*3/4 { // another getdents64 would rather read too much
+			return done, 0
+		}
+	}
+}
+
+// dirent converts one struct linux_dirent64 (ino, off, reclen, type, name) and returns the bytes used of out, or -1 if they
+// are too few.
+func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, out []byte) int {
+	name := de[19:]
+	end := bytes.IndexByte(name, 0)
+	if end < 0 {
+		return 0
+	}
+	head := fuseabi.DirentSize
+	if plus {
+		head = fuseabi.DirentplusSize
+	}
+	size := fuseabi.Align8(head + end)
+	if size > len(out) {
+		return -1
+	}
+	out = out[:size]
+	clear(out[:head])
+	clear(out[head+end:])
+	var d *fuseabi.Dirent
+	if plus {
+		v := fuseabi.View[fuseabi.Direntplus](out)
+		d = &v.Dirent
+		if !dots(name[:end]) {
+			switch e := t.lookup(p, pfd, name[:end+1], &v.EntryOut); e {
+			case 0:
+			case unix.ENOENT, unix.ESTALE:
+				return 0 // removed meanwhile
+			default: // node 0: the name is listed, its attributes have to be asked for
+				v.EntryOut = fuseabi.EntryOut{}
+			}
+		}
+	} else {
+		d = fuseabi.View[fuseabi.Dirent](out)
+	}
+	d.Ino = binary.NativeEndian.Uint64(de)
+	if p == t.fs.root && end == 2 && dots(name[:2]) { // what is above the share is nobody's business
+		d.Ino = p.ino
+	}
+	d.Off = binary.NativeEndian.Uint64(de[8:])
+	d.NameLen, d.Type = uint32(end), uint32(de[18])
+	copy(out[head:], name[:end])
+	return size
+}
+
+func dots(name []byte) bool {
+	return name[0] == '.' && (len(name) == 1 || len(name) == 2 && name[1] == '.')
+}

@@ -1,0 +1,99 @@
+package passthrough
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"virtiofsd/internal/sys"
+)
+
+// file is an open file or directory. Its descriptor is closed when it was released and no call uses it any more.
+type file struct {
+	fd    int
+	node  uint64
+	dir   *dirStream   // nil for a file
+	state atomic.Int64 // users; the table is one
+	locks bool         // it may hold locks
+}
+
+func (f *file) put() {
+	if f.state.Add(-1) == 0 {
+		sys.Close(f.fd)
+	}
+}
+
+// fileTable knows open files by the number that the guest was given. Numbers are never used twice.
+type fileTable struct {
+	shard [shards]fileShard
+	next  atomic.Uint64
+}
+
+type fileShard struct {
+	mu sync.RWMutex
+	m  map[uint64]*file
+	_  [32]byte
+}
+
+func newFileTable() *fileTable {
+	t := &fileTable{}
+	for i := range t.shard {
+		t.shard[i].m = map[uint64]*file{}
+	}
+	return t
+}
+
+// add gives a file its number.
+func (t *fileTable) add(f *file) uint64 {
+	id := t.next.Add(1)
+	f.state.Store(1)
+	s := &t.shard[id%shards]
+	s.mu.Lock()
+	s.m[id] = f
+	s.mu.Unlock()
+	return id
+}
+
+// get finds a file and makes the caller its user until put.
+func (t *fileTable) get(id uint64) *file {
+	s := &t.shard[id%shards]
+	s.mu.RLock()
+	f := s.m[id]
+	if f != nil {
+		f.state.Add(1)
+	}
+	s.mu.RUnlock()
+	return f
+}
+
+// remove takes a file out of the table; what the table held is the caller's to put.
+func (t *fileTable) remove(id uint64) *file {
+	s := &t.shard[id%shards]
+	s.mu.Lock()
+	f := s.m[id]
+	delete(s.m, id)
+	s.mu.Unlock()
+	return f
+}
+
+func (t *fileTable) clear() {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.Lock()
+		old := s.m
+		s.m = map[uint64]*file{}
+		s.mu.Unlock()
+		for _, f := range old {
+			f.put()
+		}
+	}
+}
+
+func (t *fileTable) len() int {
+	n := 0
+	for i := range t.shard {
+		t.shard[i].mu.RLock()
+		n += len(t.shard[i].m)
+		t.shard[i].mu.RUnlock()
+	}
+	return n
+}

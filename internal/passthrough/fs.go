@@ -1,0 +1,230 @@
+package passthrough
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuse"
+	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
+)
+
+// FS is a shared directory. It implements fuse.Filesystem.
+type FS struct {
+	cfg    Config
+	log    *slog.Logger
+	root   *inode
+	rootFD int // O_PATH
+	proc   int // O_PATH directory of /proc/self/fd
+	nodes  *table
+	fds    *fdCache
+	files  *fileTable
+
+	handles atomic.Bool // export handles work on the root's file system
+	localFS bool        // the root's file system has no work to do when a descriptor is closed
+
+	mounts struct { // ordinary descriptors, one a mount, which handles are relative to
+		sync.RWMutex
+		fd map[uint64]int
+	}
+
+	flags atomic.Uint64 // negotiated
+	ttl   struct {
+		sec  uint64
+		nsec uint32
+	}
+	waits waiters
+}
+
+var _ fuse.Filesystem = (*FS)(nil)
+
+// Limits on what is kept besides inodes.
+const (
+	maxBudget = 1 << 16
+	maxMounts = 64
+)
+
+// New makes a file system of the directory rootFD (O_PATH, or any descriptor). procSelfFD is an O_PATH descriptor of this
+// process's /proc/self/fd. Both stay the caller's, and have to stay open. The process's umask becomes 0: a guest says itself
+// which bits a new file gets.
+func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
+	fs := &FS{cfg: cfg, log: cfg.Logger, rootFD: rootFD, proc: procSelfFD}
+	if fs.log == nil {
+		fs.log = slog.New(slog.DiscardHandler)
+	}
+	if (cfg.PosixACL || cfg.SecurityLabel || cfg.XattrMap != nil) && !cfg.Xattr {
+		return nil, errors.New("access control lists, security labels and attribute maps need extended attributes: add --xattr")
+	}
+	if cfg.PosixACL && (cfg.TranslateUID != nil || cfg.TranslateGID != nil) {
+		return nil, errors.New("access control lists hold ids, which are not translated inside them: drop --posix-acl or --translate-uid and --translate-gid")
+	}
+	budget := cfg.FDBudget
+	if budget <= 0 {
+		var lim unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+			return nil, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+		}
+		budget = int(min(lim.Cur/2, maxBudget))
+	}
+	unix.Umask(0)
+	fs.fds = newFDCache(budget)
+	fs.nodes = newTable(fs.fds)
+	fs.files = newFileTable()
+	fs.mounts.fd = map[uint64]int{}
+	fs.fds.keepable = fs.keepable
+	ttl := cfg.Cache.timeout()
+	fs.ttl.sec, fs.ttl.nsec = uint64(ttl/1e9), uint32(ttl%1e9)
+
+	var st unix.Statx_t
+	if e := sys.FStatx(rootFD, identityMask, &st); e != 0 {
+		return nil, fmt.Errorf("read the shared directory's attributes: %w", e)
+	}
+	fs.root = &inode{identity: identify(&st), id: fuseabi.RootID}
+	if !fs.root.isDir() {
+		return nil, fmt.Errorf("share a directory: %w", unix.ENOTDIR)
+	}
+	fs.root.state.Store(oneUser) // for ever, so that it is never closed
+	fs.root.setFD(rootFD)
+	fs.nodes.add(fs.root)
+
+	var sf unix.Statfs_t
+	if e := sys.Fstatfs(rootFD, &sf); e == 0 {
+		fs.localFS = closesQuietly(int64(sf.Type))
+	}
+	if cfg.InodeFileHandles != HandlesNever {
+		if err := fs.probeHandles(); err == nil {
+			fs.handles.Store(true)
+		} else if cfg.InodeFileHandles == HandlesMandatory {
+			return nil, fmt.Errorf("open the shared directory by export handle: %w; give the daemon CAP_DAC_READ_SEARCH (--modcaps=+dac_read_search) or use --inode-file-handles=prefer", err)
+		} else {
+			fs.log.Debug("files are found again by parent and name: no export handles", "why", err)
+		}
+	}
+	return fs, nil
+}
+
+// closesQuietly names file systems whose close(2) does nothing that an error could come of: no flush to a server.
+func closesQuietly(magic int64) bool {
+	switch magic {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.F2FS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */ :
+		return true
+	}
+	return false
+}
+
+func (fs *FS) probeHandles() error {
+	var name [16]byte
+	fd, e := sys.Openat(fs.proc, fdName(name[:], fs.rootFD), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if e != 0 {
+		return fmt.Errorf("open it: %w", e)
+	}
+	var h sys.ExportHandle
+	var mount int32
+	e = sys.NameToHandle(fd, nil, &h, &mount)
+	if e == 0 {
+		var again int
+		if again, e = sys.OpenByHandle(fd, &h, unix.O_PATH); e == 0 {
+			sys.Close(again)
+		}
+	}
+	if e != 0 {
+		sys.Close(fd)
+		return e
+	}
+	fs.mounts.fd[fs.root.mnt] = fd
+	return nil
+}
+
+// Init implements fuse.Filesystem.
+func (fs *FS) Init(offered fuseabi.InitFlags) fuseabi.InitFlags {
+	fs.Reset()
+	want := fuseabi.AsyncRead | fuseabi.AtomicOTrunc | fuseabi.HasIoctlDir | fuseabi.AsyncDIO | fuseabi.ParallelDirops |
+		fuseabi.CreateSuppGroup | fuseabi.AllowIdmap | fuseabi.AutoInvalData
+	if fs.cfg.Cache != CacheNever && !fs.cfg.NoReaddirplus {
+		want |= fuseabi.DoReaddirplus | fuseabi.ReaddirplusAuto
+	}
+	if fs.cfg.Cache == CacheAlways {
+		want |= fuseabi.CacheSymlinks
+	}
+	if fs.cfg.Writeback {
+		want |= fuseabi.WritebackCache
+	}
+	if fs.cfg.PosixACL {
+		want |= fuseabi.PosixACL | fuseabi.DontMask | fuseabi.SetxattrExt
+	}
+	if fs.cfg.SecurityLabel {
+		want |= fuseabi.SecurityCtx
+	}
+	if fs.cfg.KillprivV2 {
+		want |= fuseabi.HandleKillprivV2
+	}
+	if fs.cfg.AnnounceSubmounts {
+		want |= fuseabi.Submounts
+	}
+	if fs.cfg.Flock {
+		want |= fuseabi.FlockLocks
+	}
+	if fs.cfg.PosixLock {
+		want |= fuseabi.PosixLocks
+	}
+	if fs.cfg.AllowMmap {
+		want |= fuseabi.DirectIOAllowMmap
+	}
+	if fs.cfg.TranslateUID != nil || fs.cfg.TranslateGID != nil {
+		want &^= fuseabi.AllowIdmap
+	}
+	got := want & offered
+	fs.flags.Store(uint64(got))
+	return got
+}
+
+func (fs *FS) has(f fuseabi.InitFlags) bool { return fuseabi.InitFlags(fs.flags.Load())&f != 0 }
+
+// Reset implements fuse.Filesystem.
+func (fs *FS) Reset() {
+	fs.waits.cancelAll()
+	fs.files.clear()
+	fs.nodes.clear(fs.root)
+}
+
+// Close gives back the descriptors that the file system opened for itself. No thread may use it any more.
+func (fs *FS) Close() error {
+	fs.Reset()
+	fs.mounts.Lock()
+	defer fs.mounts.Unlock()
+	for _, fd := range fs.mounts.fd {
+		sys.Close(fd)
+	}
+	clear(fs.mounts.fd)
+	return nil
+}
+
+// Stats are figures of the moment.
+type Stats struct {
+	Inodes, OpenFiles int   // known to the guest, the root included; open files and directories
+	CachedFDs         int64 // O_PATH descriptors
+	Evictions         int64 // descriptors closed because of the budget
+}
+
+// Stats reads the figures.
+func (fs *FS) Stats() Stats {
+	return Stats{fs.nodes.len(), fs.files.len(), fs.fds.open.Load(), fs.fds.evictions.Load()}
+}
+
+// fdName writes a descriptor's number and a NUL to buf and returns its start.
+func fdName(buf []byte, fd int) *byte {
+	i := len(buf) - 1
+	buf[i] = 0
+	for {
+		i--
+		buf[i] = byte('0' + fd%10)
+		if fd /= 10; fd == 0 {
+			return &buf[i]
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package passthrough
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/sys"
+)
+
+// key tells files apart that exist at the same time.
+type key struct {
+	mnt, dev, ino uint64
+}
+
+// identity tells files apart that existed at any time, as far as the file system keeps birth times.
+type identity struct {
+	key
+	btime int64 // nanoseconds; 0: not kept
+	typ   uint16
+}
+
+// identityMask is what statx has to fill in for identify.
+const identityMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME | unix.STATX_MNT_ID
+
+func identify(st *unix.Statx_t) identity {
+	id := identity{key: key{st.Mnt_id, unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}, typ: st.Mode & unix.S_IFMT}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		id.btime = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return id
+}
+
+// Layout of inode.state.
+const (
+	fdMask  = 1<<32 - 1 // descriptor plus one, 0: none open
+	oneUser = 1 << 32   // calls and open files that keep the descriptor open
+	dead    = 1 << 63   // not in the table any more: the last user closes the descriptor
+	users   = dead - 1 - fdMask
+)
+
+// inode is a file that the guest knows.
+type inode struct {
+	identity
+	id      uint64
+	nlookup atomic.Int64
+	state   atomic.Uint64
+	hot     atomic.Bool // used since the descriptor cache last looked
+
+	// slow guards the fields below, and is held while the descriptor is opened.
+	slow   sync.Mutex
+	parent *inode // nil for the root and files that never had a name
+	name   []byte // with NUL
+	handle *sys.ExportHandle
+	mount  int // descriptor for handle
+}
+
+func (n *inode) isDir() bool { return n.typ == unix.S_IFDIR }
+func (n *inode) isReg() bool { return n.typ == unix.S_IFREG }
+
+// use keeps the inode's descriptor from being closed until drop, and returns it, or -1 if none is open. The caller knows
+// the inode to be alive: it holds the lock of the table's shard, or is a user already.
+func (n *inode) use() int { return int(n.state.Add(oneUser)&fdMask) - 1 }
+
+// drop ends a use.
+func (n *inode) drop(c *fdCache) {
+	if v := n.state.Add(^uint64(oneUser - 1)); v&dead != 0 && v&users == 0 {
+		n.closeFD(c)
+	}
+}
+
+// kill marks the inode as gone from the table.
+func (n *inode) kill(c *fdCache) {
+	if v := n.state.Or(dead) | dead; v&users == 0 {
+		n.closeFD(c)
+	}
+}
+
+// closeFD closes the descriptor of a dead inode without users, once.
+func (n *inode) closeFD(c *fdCache) {
+	for {
+		v := n.state.Load()
+		if v&fdMask == 0 || v&users != 0 {
+			return
+		}
+		if n.state.CompareAndSwap(v, v&^fdMask) {
+			c.remove(n)
+			sys.Close(int(v&fdMask) - 1)
+			return
+		}
+	}
+}
+
+// evict closes the descriptor of an inode that nobody uses, and reports whether it did.
+func (n *inode) evict() bool {
+	v := n.state.Load()
+	if v&(users|dead) != 0 || v&fdMask == 0 || !n.state.CompareAndSwap(v, v&^fdMask) {
+		return false
+	}
+	sys.Close(int(v&fdMask) - 1)
+	return true
+}
+
+// setFD publishes a newly opened descriptor. The caller holds slow or owns the inode, and is a user.
+func (n *inode) setFD(fd int) {
+	n.state.Add(uint64(fd) + 1)
+}

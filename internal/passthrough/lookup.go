@@ -1,0 +1,205 @@
+package passthrough
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuse"
+	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
+)
+
+// Lookup implements fuse.Thread.
+func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	p, fd, e := t.dir(parent)
+	if e != 0 {
+		return e
+	}
+	e = t.lookup(p, fd, name, out)
+	t.put(p)
+	return e
+}
+
+// lookup looks name up in directory p, whose descriptor is pfd, and adds a lookup to what it finds.
+func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
+	if e := sys.Statx(pfd, &name[0], unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st); e != 0 {
+		return e
+	}
+	id := identify(&t.st)
+	n := t.fs.nodes.find(id)
+	if n == nil {
+		n = &inode{identity: id, parent: p, name: slices.Clone(name)}
+		if t.fs.cfg.InodeFileHandles == HandlesMandatory {
+			if e := t.fs.mandatoryHandle(n, pfd); e != 0 {
+				return e
+			}
+		}
+		n = t.fs.nodes.add(n)
+	} else if n.state.Load()&fdMask == 0 {
+		n.rename(p, name)
+	}
+	t.entry(n, p, out)
+	return 0
+}
+
+// entry fills in a reply about n in directory p from t.st.
+func (t *thread) entry(n, p *inode, out *fuseabi.EntryOut) {
+	out.NodeId, out.Generation = n.id, 0
+	t.attr(&out.Attr)
+	t.setTTL(&out.EntryValid, &out.EntryValidNsec)
+	t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+	if n.isDir() && (n.mnt != p.mnt || n.dev != p.dev) && t.fs.has(fuseabi.Submounts) {
+		out.Flags |= fuseabi.AttrSubmount
+	}
+}
+
+// rename notes where the file is now, if that is how it is found again.
+func (n *inode) rename(p *inode, name []byte) {
+	n.slow.Lock()
+	if n.handle == nil && n.id != fuseabi.RootID && (n.parent != p || !slices.Equal(n.name, name)) {
+		n.parent, n.name = p, slices.Clone(name)
+	}
+	n.slow.Unlock()
+}
+
+// mandatoryHandle gives a new inode its export handle at once.
+func (fs *FS) mandatoryHandle(n *inode, pfd int) unix.Errno {
+	fd, e := sys.Openat(pfd, &n.name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if e != 0 {
+		return e
+	}
+	defer sys.Close(fd)
+	if n.handle, n.mount = fs.handleOf(n.mnt, fd, n.isDir() || n.isReg()); n.handle == nil {
+		return unix.EOPNOTSUPP
+	}
+	return 0
+}
+
+// Forget implements fuse.Thread.
+func (t *thread) Forget(node, n uint64) { t.fs.nodes.forget(node, n) }
+
+// Getattr implements fuse.Thread.
+func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno {
+	if in.Flags()&fuseabi.GetattrFH != 0 {
+		if f := t.fs.files.get(in.Fh()); f != nil {
+			e := t.statFD(f.fd, out)
+			f.put()
+			return e
+		}
+	}
+	n, fd, e := t.node(in.NodeId)
+	if e != 0 {
+		return e
+	}
+	e = t.statFD(fd, out)
+	t.put(n)
+	return e
+}
+
+// Statx implements fuse.Thread.
+func (t *thread) Statx(in *fuseabi.StatxIn, out *fuseabi.StatxOut) unix.Errno {
+	fd := -1
+	if in.GetattrFlags&fuseabi.GetattrFH != 0 {
+		if f := t.fs.files.get(in.Fh); f != nil {
+			defer f.put()
+			fd = f.fd
+		}
+	}
+	if fd < 0 {
+		n, nfd, e := t.node(in.NodeId)
+		if e != 0 {
+			return e
+		}
+		defer t.put(n)
+		fd = nfd
+	}
+	// Only what the protocol has fields for; synchronisation as the caller wants it.
+	const mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
+	flags := unix.AT_EMPTY_PATH | int(in.SxFlags)&(unix.AT_STATX_FORCE_SYNC|unix.AT_STATX_DONT_SYNC)
+	var empty = &t.path[len(t.path)-1]
+	*empty = 0
+	if e := sys.Statx(fd, empty, flags, in.SxMask&mask|unix.STATX_BASIC_STATS, &t.st); e != 0 {
+		return e
+	}
+	out.FromStatx(&t.st)
+	out.Mask &= mask
+	out.Uid, out.Gid = toGuest(t.fs.cfg.TranslateUID, t.st.Uid), toGuest(t.fs.cfg.TranslateGID, t.st.Gid)
+	out.RdevMajor, out.RdevMinor = t.st.Rdev_major, t.st.Rdev_minor
+	t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+	return 0
+}
+
+// Readlink implements fuse.Thread.
+func (t *thread) Readlink(node uint64, buf []byte) (int, unix.Errno) {
+	n, fd, e := t.node(node)
+	if e != 0 {
+		return 0, e
+	}
+	defer t.put(n)
+	if n.typ != unix.S_IFLNK {
+		return 0, unix.EINVAL
+	}
+	return sys.Readlink(fd, buf)
+}
+
+// Access implements fuse.Thread. Linux does not ask: it checks modes itself on virtio-fs (default_permissions).
+func (t *thread) Access(c *fuse.Caller, node uint64, mask uint32) unix.Errno {
+	n, fd, e := t.node(node)
+	if e != 0 {
+		return e
+	}
+	defer t.put(n)
+	if mask&^7 != 0 {
+		return unix.EINVAL
+	}
+	if e := t.become(c); e != 0 {
+		return unix.EACCES
+	}
+	defer t.restore()
+	if c.UID != 0 {
+		if e := t.cred.DropAll(); e != 0 {
+			return e
+		}
+	}
+	e = sys.Faccessat2(t.fs.proc, t.fdPath(fd), mask, unix.AT_EACCESS)
+	if e == 0 && mask&2 != 0 && t.fs.cfg.Readonly {
+		return unix.EROFS
+	}
+	return e
+}
+
+// Statfs implements fuse.Thread.
+func (t *thread) Statfs(node uint64, out *fuseabi.StatfsOut) unix.Errno {
+	n, fd, e := t.node(node)
+	if e != 0 {
+		return e
+	}
+	defer t.put(n)
+	s := &t.sf
+	if e := sys.Fstatfs(fd, s); e != 0 {
+		return e
+	}
+	out.Blocks, out.Bfree, out.Bavail, out.Files, out.Ffree = s.Blocks, s.Bfree, s.Bavail, s.Files, s.Ffree
+	out.Bsize, out.NameLen, out.Frsize = uint32(s.Bsize), uint32(s.Namelen), uint32(s.Frsize)
+	return 0
+}
+
+// Syncfs implements fuse.Thread.
+func (t *thread) Syncfs(node uint64) unix.Errno {
+	n, fd, e := t.node(node)
+	if e != 0 {
+		return e
+	}
+	defer t.put(n)
+	if !n.isDir() && !n.isReg() {
+		return unix.EINVAL
+	}
+	real, e := sys.Openat(t.fs.proc, t.fdPath(fd), unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if e != 0 {
+		return e
+	}
+	e = sys.Syncfs(real)
+	sys.Close(real)
+	return e
+}

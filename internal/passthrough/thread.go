@@ -1,0 +1,143 @@
+package passthrough
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/fuse"
+	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
+)
+
+// thread is one worker's side of the file system: credentials and scratch memory. System call arguments that the kernel
+// writes to lie here, for on the stack they would be allocated anew with each call.
+type thread struct {
+	fs      *FS
+	cred    *sys.Creds
+	masked  bool // umask is not 0
+	private bool // working directory and umask are this thread's own
+	st      unix.Statx_t
+	sf      unix.Statfs_t
+	times   [2]unix.Timespec
+	lk      unix.Flock_t
+	offIn   int64
+	offOut  int64
+	path    [16]byte
+	dents   []byte
+	names   []byte
+}
+
+// NewThread implements fuse.Filesystem.
+func (fs *FS) NewThread() (fuse.Thread, error) {
+	cred, err := sys.NewCreds()
+	if err != nil {
+		return nil, err
+	}
+	t := &thread{fs: fs, cred: cred}
+	if e := sys.PrivateWorkingDirectory(fs.proc); e == 0 {
+		t.private = true
+	} else if fs.cfg.Xattr || fs.cfg.PosixACL {
+		return nil, fmt.Errorf("give a worker a working directory of its own for extended attributes: %w", errors.Join(e))
+	}
+	return t, nil
+}
+
+// Abort implements fuse.Thread.
+func (t *thread) Abort() { t.restore() }
+
+// Close implements fuse.Thread.
+func (t *thread) Close() { t.restore() }
+
+// fdPath is the path of a descriptor relative to fs.proc. It is valid until the next call.
+func (t *thread) fdPath(fd int) *byte { return fdName(t.path[:], fd) }
+
+// become lets the thread act as the caller until restore.
+func (t *thread) become(c *fuse.Caller) unix.Errno {
+	uid, gid, e := t.hostIDs(c.UID, c.GID)
+	if e != 0 {
+		return e
+	}
+	return t.cred.Become(uid, gid, c.Groups)
+}
+
+// becomeWith is become for what is created with a umask: where the guest did not apply it (DONT_MASK), this thread has to,
+// because the kernel ignores it where the directory has a default access list.
+func (t *thread) becomeWith(c *fuse.Caller, umask uint32) unix.Errno {
+	if e := t.become(c); e != 0 {
+		return e
+	}
+	if umask&0777 != 0 && t.private && t.fs.has(fuseabi.DontMask) {
+		sys.Umask(umask & 0777)
+		t.masked = true
+	}
+	return 0
+}
+
+func (t *thread) restore() {
+	t.cred.Restore()
+	if t.masked {
+		sys.Umask(0)
+		t.masked = false
+	}
+}
+
+func (t *thread) hostIDs(uid, gid uint32) (uint32, uint32, unix.Errno) {
+	u, ok := toHost(t.fs.cfg.TranslateUID, uid)
+	g, ok2 := toHost(t.fs.cfg.TranslateGID, gid)
+	if !ok || !ok2 {
+		return 0, 0, unix.EPERM
+	}
+	return u, g, 0
+}
+
+func toHost(tr Translator, id uint32) (uint32, bool) {
+	if tr == nil {
+		return id, true
+	}
+	return tr.ToHost(id)
+}
+
+// overflowID is what an id is shown as that has no counterpart (/proc/sys/kernel/overflowuid).
+const overflowID = 65534
+
+func toGuest(tr Translator, id uint32) uint32 {
+	if tr == nil {
+		return id
+	}
+	if g, ok := tr.ToGuest(id); ok {
+		return g
+	}
+	return overflowID
+}
+
+// attr fills in attributes from t.st.
+func (t *thread) attr(a *fuseabi.Attr) {
+	st := &t.st
+	a.Ino, a.Size, a.Blocks = st.Ino, st.Size, st.Blocks
+	a.Atime, a.Atimensec = uint64(st.Atime.Sec), st.Atime.Nsec
+	a.Mtime, a.Mtimensec = uint64(st.Mtime.Sec), st.Mtime.Nsec
+	a.Ctime, a.Ctimensec = uint64(st.Ctime.Sec), st.Ctime.Nsec
+	a.Mode, a.Nlink, a.Blksize = uint32(st.Mode), st.Nlink, st.Blksize
+	a.Uid, a.Gid = toGuest(t.fs.cfg.TranslateUID, st.Uid), toGuest(t.fs.cfg.TranslateGID, st.Gid)
+	a.Rdev = guestDev(st.Rdev_major, st.Rdev_minor)
+	a.Flags = 0
+}
+
+// guestDev packs a device number into the 32 bits of Linux's new_encode_dev, which FUSE and mknod(2) use.
+func guestDev(major, minor uint32) uint32 {
+	return minor&0xff | major<<8&0xfff00 | minor&^0xff<<12
+}
+
+func (t *thread) setTTL(sec *uint64, nsec *uint32) { *sec, *nsec = t.fs.ttl.sec, t.fs.ttl.nsec }
+
+// statFD fills in attributes of a descriptor.
+func (t *thread) statFD(fd int, out *fuseabi.AttrOut) unix.Errno {
+	if e := sys.FStatx(fd, unix.STATX_BASIC_STATS, &t.st); e != 0 {
+		return e
+	}
+	t.attr(&out.Attr)
+	t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+	return 0
+}
