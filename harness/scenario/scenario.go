@@ -25,6 +25,7 @@ type Scenario struct {
 	Kernels []string `toml:"kernels"`  // guest kernels
 	Launch  Launch   `toml:"launch"`
 	Options Options  `toml:"options"`
+	Share   Share    `toml:"share"`
 	Guest   Guest    `toml:"guest"`
 	Plant   []Plant  `toml:"plant"` // what the host puts into the share beforehand
 	Steps   []Step   `toml:"step"`
@@ -40,21 +41,41 @@ type Launch struct {
 	SubUID string   `toml:"subuid"` // its range in /etc/subuid, "START:COUNT"
 	SubGID string   `toml:"subgid"` // its range in /etc/subgid
 	Wrap   []string `toml:"wrap"`   // a command before the daemon's: unshare, bwrap …
+	Tool   string   `toml:"tool"`   // what Wrap is, for pages and pictures: unshare, bubblewrap, podman-like …
+	// Capabilities, where given, are the only ones that the launcher has (bounding set too), such as CHOWN; "none" is no capability.
+	Capabilities []string `toml:"capabilities"`
 }
 
-// Options are the daemon's, in neutral words; each implementation says them in its own dialect.
+// Options are the daemon's, in neutral words; each implementation says them in its own dialect. A zero value is not said at all: the daemon's default holds.
 type Options struct {
-	Sandbox         string   `toml:"sandbox"` // namespace, pivot_root, chroot, none
-	Cache           string   `toml:"cache"`   // auto, always, metadata, never; "" = the daemon's default
-	Xattr           bool     `toml:"xattr"`
-	PosixACL        bool     `toml:"posix_acl"`
-	Readonly        bool     `toml:"readonly"`
-	Writeback       bool     `toml:"writeback"`
-	ThreadPoolSize  int      `toml:"thread_pool_size"`
-	UIDMap          []string `toml:"uid_map"`
-	GIDMap          []string `toml:"gid_map"`
-	NoFailSetgroups bool     `toml:"no_fail_setgroups"`
-	Extra           []string `toml:"extra"` // arguments as they are; inexpressible for dialects that lack them
+	Sandbox           string   `toml:"sandbox"` // namespace, pivot_root, chroot, none
+	Cache             string   `toml:"cache"`   // auto, always, metadata, never
+	Xattr             bool     `toml:"xattr"`
+	PosixACL          bool     `toml:"posix_acl"`
+	SecurityLabel     bool     `toml:"security_label"`
+	Readonly          bool     `toml:"readonly"`
+	Writeback         bool     `toml:"writeback"`
+	KillprivV2        bool     `toml:"killpriv_v2"`
+	AllowDirectIO     bool     `toml:"allow_direct_io"`
+	AllowMmap         bool     `toml:"allow_mmap"`
+	AnnounceSubmounts bool     `toml:"announce_submounts"`
+	InodeFileHandles  string   `toml:"inode_file_handles"` // never, prefer, mandatory
+	ThreadPoolSize    int      `toml:"thread_pool_size"`
+	UIDMap            []string `toml:"uid_map"` // :inside:outside:count:
+	GIDMap            []string `toml:"gid_map"`
+	TranslateUID      []string `toml:"translate_uid"`
+	TranslateGID      []string `toml:"translate_gid"`
+	NoFailSetgroups   bool     `toml:"no_fail_setgroups"`
+	Modcaps           string   `toml:"modcaps"`
+	Seccomp           string   `toml:"seccomp"` // kill, log, trap, none
+	Extra             []string `toml:"extra"`   // arguments as they are; inexpressible for dialects that lack them
+}
+
+// Share is the shared directory itself: who owns it on the host, and its mode. Zero values are root's and 0755.
+type Share struct {
+	UID  int    `toml:"uid"`
+	GID  int    `toml:"gid"`
+	Mode uint32 `toml:"mode"`
 }
 
 // Guest sizes the virtual machine; zero values leave the harness's defaults.
@@ -79,12 +100,13 @@ type Plant struct {
 
 // Step is one look at the system. Steps run in the order of the file, those of a phase together.
 type Step struct {
-	Name  string         `toml:"name"`  // unique in the scenario; "" = the probe's name
+	Name  string         `toml:"name"`  // unique in the scenario; "" = the probe's name, with "-started" where At says so
 	Probe string         `toml:"probe"` // a guest call or a host probe
 	At    string         `toml:"at"`    // phase; "" = mounted
 	Args  map[string]any `toml:"args"`  // the probe's arguments, in its own words
 	// TimeoutS bounds the step in seconds; 0 = 120.
 	TimeoutS float64 `toml:"timeout_s"`
+	Why      string  `toml:"why"` // what the step is for, where its name does not tell
 }
 
 // Where says on which side the step's probe runs.
@@ -166,11 +188,14 @@ func (s *Scenario) Validate(claims []claim.Claim) error {
 	names := map[string]bool{}
 	for i := range s.Steps {
 		st := &s.Steps[i]
-		if st.Name == "" {
-			st.Name = st.Probe
-		}
 		if st.At == "" {
 			st.At = AtMounted
+		}
+		if st.Name == "" {
+			st.Name = st.Probe
+			if st.At == AtStarted {
+				st.Name += "-" + AtStarted
+			}
 		}
 		if !slices.Contains(HostProbes(), st.Probe) && !slices.Contains(guestproto.Calls(), st.Probe) {
 			return bad("step %s: unknown probe %q", st.Name, st.Probe)
