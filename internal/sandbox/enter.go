@@ -1,0 +1,287 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+	"kernel.org/pub/linux/libs/security/libcap/psx"
+
+	"virtiofsd/internal/seccomp"
+)
+
+// Entered is what a process inside its sandbox holds on to.
+type Entered struct {
+	Root   int      // O_PATH descriptor of the share
+	SelfFD int      // O_PATH descriptor of our own /proc/self/fd
+	task   *os.File // our own /proc/self/task
+}
+
+// StepError says which step of a plan failed.
+type StepError struct {
+	Step Step
+	Err  error
+}
+
+func (e *StepError) Error() string {
+	return fmt.Sprintf("sandbox: %s: %v%s", e.Step.What, e.Err, remedy(e.Step.Op, e.Err))
+}
+
+func (e *StepError) Unwrap() error { return e.Err }
+
+// remedy is what helps against the usual refusal of a step.
+func remedy(op Op, err error) string {
+	switch {
+	case op == OpStart && errors.Is(err, unix.EPERM):
+		return "; new namespaces are not allowed here: run in a user namespace with capabilities, or use --sandbox=chroot or none"
+	case op == OpStart && errors.Is(err, unix.ENOSPC):
+		return "; the limit of namespaces is reached: see /proc/sys/user/max_user_namespaces"
+	case op == OpProc && errors.Is(err, unix.EPERM):
+		return "; the container masks /proc: use --sandbox=pivot_root, chroot or none"
+	case op == OpAttach && errors.Is(err, unix.EACCES), op == OpShare && errors.Is(err, unix.EACCES):
+		return "; the mapped user may not enter the directory: map its owner, or open its mode"
+	case op == OpPivot && errors.Is(err, unix.EINVAL):
+		return "; the current root is an initramfs: use --sandbox=chroot"
+	case op == OpGroups && errors.Is(err, unix.EPERM):
+		return "; allow setgroups in the user namespace, or give --no-fail-setgroups where one group id is mapped"
+	case op == OpSeccomp:
+		return "; the kernel or the container forbids filters: use --seccomp=none, knowing what that gives up"
+	}
+	return ""
+}
+
+// Enter executes the steps of p in this process: all but those of the parent. The process must be the one that will serve; threads it
+// has, and gets, are inside afterwards.
+func Enter(p *Plan, log *slog.Logger) (*Entered, error) {
+	e := &Entered{Root: -1, SelfFD: -1}
+	for _, s := range p.Steps {
+		do, ok := actions[s.Op]
+		if !ok {
+			continue // the parent's
+		}
+		if err := do(e, p, log); err != nil {
+			return nil, &StepError{s, err}
+		}
+		log.Debug("sandbox", "done", s.What)
+	}
+	return e, nil
+}
+
+var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
+	OpBecomeRoot: func(_ *Entered, p *Plan, _ *slog.Logger) error {
+		if p.GIDMap.Has(0) {
+			if err := cap.SetGroups(0); err != nil && !errors.Is(err, unix.EPERM) {
+				return err
+			}
+			if err := all(unix.SYS_SETRESGID, 0, 0, 0); err != nil {
+				return fmt.Errorf("setresgid: %w", err)
+			}
+		}
+		if p.UIDMap.Has(0) {
+			if err := all(unix.SYS_SETRESUID, 0, 0, 0); err != nil {
+				return fmt.Errorf("setresuid: %w", err)
+			}
+		}
+		return nil
+	},
+	OpPrivate: func(*Entered, *Plan, *slog.Logger) error {
+		return unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+	},
+	OpProc:   func(e *Entered, p *Plan, log *slog.Logger) error { return e.openProc(p, log) },
+	OpAttach: func(_ *Entered, p *Plan, _ *slog.Logger) error { return attach(p) },
+	OpPivot:  func(_ *Entered, p *Plan, _ *slog.Logger) error { return pivot(p) },
+	OpChroot: func(_ *Entered, p *Plan, _ *slog.Logger) error {
+		if err := unix.Chroot(p.SharedDir); err != nil {
+			return err
+		}
+		return unix.Chdir("/")
+	},
+	OpShare: func(e *Entered, p *Plan, _ *slog.Logger) (err error) {
+		dir := "/"
+		if !p.Has(OpPivot) && !p.Has(OpChroot) {
+			dir = p.SharedDir
+		}
+		e.Root, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	},
+	OpGroups: func(*Entered, *Plan, *slog.Logger) error { return dropGroups() },
+	OpTryGroups: func(_ *Entered, _ *Plan, log *slog.Logger) error {
+		if err := dropGroups(); err != nil {
+			log.Warn("supplementary groups are kept, as --no-fail-setgroups allows", "err", err)
+		}
+		return nil
+	},
+	OpBounding: func(_ *Entered, p *Plan, _ *slog.Logger) error {
+		var drop []cap.Value
+		for c := range cap.MaxBits() {
+			if !p.Keep.Has(Cap(c)) {
+				drop = append(drop, c)
+			}
+		}
+		return cap.DropBound(drop...)
+	},
+	OpCaps:        func(_ *Entered, p *Plan, _ *slog.Logger) error { return keepCaps(p.Keep) },
+	OpNotDumpable: func(*Entered, *Plan, *slog.Logger) error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) },
+	OpNoNewPrivs: func(*Entered, *Plan, *slog.Logger) error {
+		_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+		return errnoErr(errno)
+	},
+	OpSeccomp: func(e *Entered, p *Plan, _ *slog.Logger) error {
+		if err := seccomp.Install(p.Seccomp); err != nil {
+			return err
+		}
+		return seccomp.Verify(e.task)
+	},
+}
+
+// all makes a credential call on every thread.
+func all(call, a, b, c uintptr) error {
+	_, _, errno := psx.Syscall3(call, a, b, c)
+	return errnoErr(errno)
+}
+
+func errnoErr(e unix.Errno) error {
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+// dropGroups drops supplementary groups on all threads. Having none already is as good as having dropped them.
+func dropGroups() error {
+	if g, err := unix.Getgroups(); err == nil && len(g) == 0 {
+		return nil
+	}
+	_, _, errno := psx.Syscall3(unix.SYS_SETGROUPS, 0, 0, 0)
+	return errnoErr(errno)
+}
+
+// keepCaps reduces effective and permitted capabilities of all threads to those of keep that are there, and clears the others.
+func keepCaps(keep Caps) error {
+	// Clearing the ambient set cannot fail but on kernels that have none.
+	if err := cap.ResetAmbient(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	have, want := cap.GetProc(), cap.NewSet()
+	for c := range cap.MaxBits() {
+		if on, _ := have.GetFlag(cap.Permitted, c); on && keep.Has(Cap(c)) {
+			if err := errors.Join(want.SetFlag(cap.Permitted, true, c), want.SetFlag(cap.Effective, true, c)); err != nil {
+				return err
+			}
+		}
+	}
+	if same, err := have.Cf(want); err == nil && same == 0 {
+		return nil // a process without capabilities need not be able to call capset
+	}
+	return want.SetProc()
+}
+
+// openProc opens our own /proc/self/fd and task. In a new pid namespace it is a proc file system of its own, mounted nowhere, so that no
+// ".." leads from it to the host's; otherwise the host's.
+func (e *Entered) openProc(p *Plan, log *slog.Logger) error {
+	dir := unix.AT_FDCWD
+	prefix := "/proc/"
+	if slices.Contains(p.Namespaces, "pid") {
+		fd, err := mountProc()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		dir, prefix = fd, ""
+	}
+	var err error
+	if e.SelfFD, err = unix.Openat(dir, prefix+"self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open %sself/fd: %w", prefix, err)
+	}
+	task, err := unix.Openat(dir, prefix+"self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %sself/task: %w", prefix, err)
+	}
+	e.task = os.NewFile(uintptr(task), "self/task")
+	return nil
+}
+
+// mountProc returns a mount of proc that is attached nowhere.
+func mountProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen proc: %w", err)
+	}
+	defer unix.Close(fs)
+	_ = unix.FsconfigSetString(fs, "subset", "pid") // Linux 5.8; without it more of proc is seen, through nothing we open
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("create a proc file system: %w", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("mount a proc file system: %w", err)
+	}
+	return fd, nil
+}
+
+// attach makes the share a mount of its own, submounts included, and puts it where pivot will find it.
+func attach(p *Plan) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, p.SharedDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("copy the mount of %s: %w", p.SharedDir, err)
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if p.Readonly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return fmt.Errorf("set the mount's flags: %w", err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, p.mountPoint(), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach the mount at %s: %w", p.mountPoint(), err)
+	}
+	return nil
+}
+
+// mountPoint is where the share is mounted before it becomes the root: on itself, but a mount on / could not be the new root.
+func (p *Plan) mountPoint() string {
+	if p.SharedDir == "/" {
+		return "/proc"
+	}
+	return p.SharedDir
+}
+
+// pivot makes the share's mount the root. The old root is stacked upon it (pivot_root(2), "pivot_root(".", ".")") and detached.
+func pivot(p *Plan) error {
+	if err := unix.Chdir(p.mountPoint()); err != nil {
+		return fmt.Errorf("enter %s: %w", p.mountPoint(), err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// Shed gives up every capability of this process and sets no_new_privs: what the parent does once its child serves.
+func Shed(bounding bool) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if bounding {
+		var every []cap.Value
+		for c := range cap.MaxBits() {
+			every = append(every, c)
+		}
+		if err := cap.DropBound(every...); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	if err := keepCaps(0); err != nil {
+		return err
+	}
+	_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	return errnoErr(errno)
+}

@@ -1,0 +1,196 @@
+package sandbox
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/idmap"
+)
+
+// Facts are what a plan depends on: who runs the daemon, and what this host lets him do.
+type Facts struct {
+	UID    uint32   `json:"uid"` // effective, in our user namespace
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups"` // supplementary
+
+	Effective Caps `json:"effective"`
+	Bounding  Caps `json:"bounding"`
+	LastCap   uint `json:"last_cap"` // highest capability that the kernel knows
+
+	// Of the user namespace we are in. The initial one maps all 2^32-1 ids to themselves.
+	UIDMap          idmap.Map `json:"uid_map"`
+	GIDMap          idmap.Map `json:"gid_map"`
+	SetgroupsDenied bool      `json:"setgroups_denied"`
+
+	NoNewPrivs bool `json:"no_new_privs"`
+
+	Newuidmap string      `json:"newuidmap"` // path, "" where there is none
+	Newgidmap string      `json:"newgidmap"`
+	SubUID    []idmap.Sub `json:"subuid"` // the caller's ranges
+	SubGID    []idmap.Sub `json:"subgid"`
+
+	// UserNamespaces is "" where the caller may make one, otherwise what forbids it.
+	UserNamespaces string `json:"user_namespaces"`
+}
+
+// Gather reads the facts of the calling process. What it cannot read counts as absent.
+func Gather() (Facts, error) {
+	f := Facts{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	groups, err := os.Getgroups()
+	if err != nil {
+		return f, fmt.Errorf("read supplementary groups: %w", err)
+	}
+	for _, g := range groups {
+		f.Groups = append(f.Groups, uint32(g))
+	}
+	if err := f.readStatus(); err != nil {
+		return f, err
+	}
+	f.LastCap = uint(readNumber("/proc/sys/kernel/cap_last_cap", 40))
+	if f.UIDMap, err = readMap("/proc/self/uid_map"); err != nil {
+		return f, err
+	}
+	if f.GIDMap, err = readMap("/proc/self/gid_map"); err != nil {
+		return f, err
+	}
+	b, _ := os.ReadFile("/proc/self/setgroups")
+	f.SetgroupsDenied = strings.TrimSpace(string(b)) == "deny"
+	f.Newuidmap, _ = exec.LookPath("newuidmap")
+	f.Newgidmap, _ = exec.LookPath("newgidmap")
+	f.SubUID = subIDs("/etc/subuid", f.UID)
+	f.SubGID = subIDs("/etc/subgid", f.UID)
+	f.UserNamespaces = f.userNamespaces()
+	return f, nil
+}
+
+func (f *Facts) readStatus() error {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return fmt.Errorf("read our own status: %w; the daemon needs /proc", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		value = strings.TrimSpace(value)
+		switch name {
+		case "CapEff":
+			n, _ := strconv.ParseUint(value, 16, 64)
+			f.Effective = Caps(n)
+		case "CapBnd":
+			n, _ := strconv.ParseUint(value, 16, 64)
+			f.Bounding = Caps(n)
+		case "NoNewPrivs":
+			f.NoNewPrivs = value == "1"
+		}
+	}
+	return nil
+}
+
+func (f *Facts) userNamespaces() string {
+	if readNumber("/proc/sys/user/max_user_namespaces", 1) == 0 {
+		return "sysctl user.max_user_namespaces is 0"
+	}
+	if f.UID != 0 && readNumber("/proc/sys/kernel/unprivileged_userns_clone", 1) == 0 {
+		return "sysctl kernel.unprivileged_userns_clone is 0"
+	}
+	if f.UID != 0 && readNumber("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", 0) == 1 {
+		return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1"
+	}
+	return ""
+}
+
+func readNumber(path string, otherwise uint64) uint64 {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return otherwise
+	}
+	return n
+}
+
+func readMap(path string) (m idmap.Map, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return idmap.Map{{Inside: 0, Outside: 0, Count: 1<<32 - 1}}, nil // a kernel without user namespaces
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the id map: %w", err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		var r idmap.Range
+		if _, err := fmt.Sscan(s.Text(), &r.Inside, &r.Outside, &r.Count); err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		m = append(m, r)
+	}
+	return m, nil
+}
+
+// subIDs are the ranges that a file in the format of subuid(5) gives to a user, by name or by number. /etc/subgid too is looked up by
+// the user.
+func subIDs(path string, uid uint32) (subs []idmap.Sub) {
+	names := []string{strconv.Itoa(int(uid))}
+	if u, err := user.LookupUid(int(uid)); err == nil {
+		names = append(names, u.Name)
+	}
+	entries, err := user.ParseSubIDFileFilter(path, func(s user.SubID) bool { return slices.Contains(names, s.Name) })
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		subs = append(subs, idmap.Sub{First: uint32(e.SubID), Count: uint32(e.Count)})
+	}
+	return subs
+}
+
+// Has reports whether a capability is effective.
+func (f *Facts) Has(c Cap) bool { return f.Effective.Has(c) }
+
+// MapIsSingle reports whether exactly one group id is mapped in our user namespace.
+func (f *Facts) MapIsSingle() bool { return f.GIDMap.Ids() == 1 }
+
+// Cap is the number of a capability, and Caps a set of them: bit n is capability n.
+type (
+	Cap  uint
+	Caps uint64
+)
+
+// Has reports whether the set has a capability.
+func (s Caps) Has(c Cap) bool { return s>>c&1 == 1 }
+
+// Of makes a set.
+func Of(caps ...Cap) (s Caps) {
+	for _, c := range caps {
+		s |= 1 << c
+	}
+	return s
+}
+
+// The capabilities that this package speaks of (linux/capability.h).
+const (
+	Chown         Cap = unix.CAP_CHOWN
+	DacOverride   Cap = unix.CAP_DAC_OVERRIDE
+	DacReadSearch Cap = unix.CAP_DAC_READ_SEARCH
+	Fowner        Cap = unix.CAP_FOWNER
+	Fsetid        Cap = unix.CAP_FSETID
+	Setgid        Cap = unix.CAP_SETGID
+	Setuid        Cap = unix.CAP_SETUID
+	Setpcap       Cap = unix.CAP_SETPCAP
+	SysChroot     Cap = unix.CAP_SYS_CHROOT
+	SysAdmin      Cap = unix.CAP_SYS_ADMIN
+	Mknod         Cap = unix.CAP_MKNOD
+	Setfcap       Cap = unix.CAP_SETFCAP
+)

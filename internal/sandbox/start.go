@@ -1,0 +1,263 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/config"
+	"virtiofsd/internal/idmap"
+)
+
+// StageEnv marks the child's environment. Its descriptors are those of Order and what follows them.
+const StageEnv = "VIRTIOFSD_STAGE"
+
+const (
+	orderFD  = 3 // the parent's order comes here; its end is the parent's end
+	reportFD = 4 // the child's reports go here
+	firstFD  = 5 // files handed on
+)
+
+// Order is what the parent tells its child.
+type Order struct {
+	Plan    Plan           `json:"plan"`
+	Options config.Options `json:"options"`
+}
+
+// report is what the child tells its parent, once.
+type report struct {
+	Ready bool   `json:"ready"`
+	Error string `json:"error,omitempty"`
+}
+
+// Child is the serving process, seen from its parent.
+type Child struct {
+	cmd    *exec.Cmd
+	order  *os.File
+	report *os.File
+}
+
+var cloneFlags = map[string]uintptr{
+	"user": unix.CLONE_NEWUSER, "mount": unix.CLONE_NEWNS, "pid": unix.CLONE_NEWPID, "network": unix.CLONE_NEWNET,
+	"ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "cgroup": unix.CLONE_NEWCGROUP,
+}
+
+// Start executes the parent's steps: it starts this program again in new namespaces, has its ids mapped and gives it the order. It must be
+// called from a goroutine locked to a thread that lives as long as the child is to: the child is killed when that thread ends.
+func Start(o Order, files ...*os.File) (*Child, error) {
+	p := &o.Plan
+	start := p.Steps[slices.IndexFunc(p.Steps, func(s Step) bool { return s.Op == OpStart })]
+	orderR, orderW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, orderR.Close(), orderW.Close())
+	}
+	defer orderR.Close()
+	defer reportW.Close()
+
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{"virtiofsd"}
+	cmd.Env = append(os.Environ(), StageEnv+"=child")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
+	cmd.ExtraFiles = append([]*os.File{orderR, reportW}, files...)
+	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	for _, n := range p.Namespaces {
+		attr.Cloneflags |= cloneFlags[n]
+	}
+	if slices.Contains(p.Namespaces, "user") {
+		if p.Has(OpMapSelf) {
+			attr.UidMappings, attr.GidMappings = sysMap(p.UIDMap), sysMap(p.GIDMap)
+			attr.GidMappingsEnableSetgroups = p.Setgroups
+		}
+		// A process that is not mapped to 0 loses its capabilities at exec; ambient ones stay.
+		for c := range readNumber("/proc/sys/kernel/cap_last_cap", 40) + 1 {
+			attr.AmbientCaps = append(attr.AmbientCaps, uintptr(c))
+		}
+	}
+	cmd.SysProcAttr = attr
+	c := &Child{cmd: cmd, order: orderW, report: reportR}
+	if err := cmd.Start(); err != nil {
+		c.close()
+		return nil, &StepError{start, clean(err)}
+	}
+	if err := c.begin(&o); err != nil {
+		c.Kill()
+		return nil, err
+	}
+	return c, nil
+}
+
+// clean takes the name of our own executable out of an error of exec.
+func clean(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+func sysMap(m idmap.Map) (s []syscall.SysProcIDMap) {
+	for _, r := range m {
+		s = append(s, syscall.SysProcIDMap{ContainerID: int(r.Inside), HostID: int(r.Outside), Size: int(r.Count)})
+	}
+	return s
+}
+
+// begin maps ids where tools have to, and sends the order.
+func (c *Child) begin(o *Order) error {
+	p := &o.Plan
+	if i := slices.IndexFunc(p.Steps, func(s Step) bool { return s.Op == OpMapTools }); i >= 0 {
+		for _, t := range []struct {
+			tool string
+			m    idmap.Map
+		}{{p.Tools[1], p.GIDMap}, {p.Tools[0], p.UIDMap}} {
+			args := []string{strconv.Itoa(c.cmd.Process.Pid)}
+			for _, r := range t.m {
+				args = append(args, strconv.Itoa(int(r.Inside)), strconv.Itoa(int(r.Outside)), strconv.Itoa(int(r.Count)))
+			}
+			if out, err := exec.Command(t.tool, args...).CombinedOutput(); err != nil {
+				return &StepError{p.Steps[i], fmt.Errorf("%s: %w: %s", t.tool, err, firstLine(out))}
+			}
+		}
+	}
+	if err := json.NewEncoder(c.order).Encode(o); err != nil {
+		return fmt.Errorf("sandbox: send the child its order: %w", err)
+	}
+	return nil
+}
+
+func firstLine(b []byte) string {
+	for i, ch := range b {
+		if ch == '\n' {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
+
+// Ready waits until the child is inside its sandbox and listens, or says why not.
+func (c *Child) Ready() error {
+	var r report
+	if err := json.NewDecoder(c.report).Decode(&r); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("sandbox: the serving process ended before it was ready: %s", c.state())
+		}
+		return fmt.Errorf("sandbox: the serving process's report: %w", err)
+	}
+	if r.Error != "" {
+		return errors.New(r.Error)
+	}
+	return nil
+}
+
+func (c *Child) state() string {
+	if err := c.cmd.Wait(); err != nil {
+		return err.Error()
+	}
+	return "exit status 0"
+}
+
+// Stop asks the child to finish what is under way and to end. It needs no right to signal it.
+func (c *Child) Stop() { _, _ = c.order.WriteString("stop\n") }
+
+// Kill ends the child at once and reaps it.
+func (c *Child) Kill() {
+	_ = c.cmd.Process.Kill()
+	c.close() // its end of life, if we may not signal it
+	_ = c.cmd.Wait()
+}
+
+func (c *Child) close() {
+	c.order.Close()
+	c.report.Close()
+}
+
+// Wait returns the child's exit status: its code, or 128 and the signal's number as shells have it.
+func (c *Child) Wait() int {
+	_ = c.cmd.Wait()
+	ws, _ := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// Signal is how the child ended, 0 for not by one.
+func (c *Child) Signal() syscall.Signal {
+	if ws, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return ws.Signal()
+	}
+	return 0
+}
+
+// Inside is the parent, seen from the child.
+type Inside struct {
+	Order
+	Files  []*os.File
+	report *os.File
+	once   sync.Once
+}
+
+// IsChild reports whether this process was started by Start, and takes the mark off the environment.
+func IsChild() bool {
+	is := os.Getenv(StageEnv) == "child"
+	os.Unsetenv(StageEnv)
+	return is
+}
+
+// Receive waits for the parent's order. files is how many descriptors were handed on. The returned context ends when the parent asks
+// for it, and the process when the parent has gone.
+func Receive(files int) (*Inside, context.Context, error) {
+	for fd := orderFD; fd < firstFD+files; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	in := &Inside{report: os.NewFile(reportFD, "report")}
+	order := bufio.NewReader(os.NewFile(orderFD, "order"))
+	line, err := order.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &in.Order)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("sandbox: read the parent's order: %w", err)
+	}
+	for i := range files {
+		in.Files = append(in.Files, os.NewFile(uintptr(firstFD+i), "handed on"))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		if _, err := order.ReadString('\n'); err != nil {
+			unix.Exit(137) // the parent was killed: so are we
+		}
+		cancel()
+		if _, err := order.ReadString('\n'); err != nil {
+			unix.Exit(137)
+		}
+	}()
+	return in, ctx, nil
+}
+
+// Report tells the parent that we are ready, or why not.
+func (in *Inside) Report(err error) {
+	in.once.Do(func() {
+		r := report{Ready: err == nil}
+		if err != nil {
+			r.Error = err.Error()
+		}
+		_ = json.NewEncoder(in.report).Encode(r)
+		in.report.Close()
+	})
+}
