@@ -31,6 +31,8 @@ type Filesystem interface {
 	NewThread() (Thread, error)
 	// Reset forgets all inodes and open files.
 	Reset()
+	// Interrupt ends the calls that wait for something a guest may never do, such as a lock to be given up.
+	Interrupt()
 }
 
 // Thread is one worker's side of a Filesystem. Errno 0 is success. Structures named In start with the request's header.

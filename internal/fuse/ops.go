@@ -68,7 +68,12 @@ func buildOps() (t [fuseabi.OpcodeEnd]op) {
 		return w.fs.Setattr(&w.call, in, out)
 	})
 	t[fuseabi.OpReadlink] = variable(func(w *Worker, in *header) (int, unix.Errno) {
-		return w.fs.Readlink(in.NodeId, w.outBuffer(int(min(w.room-body, maxTarget))))
+		room := int(min(w.room-body, maxTarget))
+		n, e := w.fs.Readlink(in.NodeId, w.outBuffer(room))
+		if e == 0 && n == room && room < maxTarget-1 { // part of a target is another target
+			return 0, unix.ENAMETOOLONG
+		}
+		return n, e
 	})
 	t[fuseabi.OpAccess] = silent(func(w *Worker, in *fuseabi.AccessIn) unix.Errno { return w.fs.Access(&w.call, in.NodeId, in.Mask) })
 	t[fuseabi.OpStatfs] = fixed(func(w *Worker, in *header, out *fuseabi.StatfsOut) unix.Errno { return w.fs.Statfs(in.NodeId, out) })

@@ -54,6 +54,9 @@ func (s *Session) Reset() {
 	s.fs.Reset()
 }
 
+// Interrupt ends, with an error to the guest, what waits inside Serve for something a guest may never do.
+func (s *Session) Interrupt() { s.fs.Interrupt() }
+
 // Flags are the negotiated INIT flags.
 func (s *Session) Flags() fuseabi.InitFlags { return fuseabi.InitFlags(s.flags.Load()) }
 

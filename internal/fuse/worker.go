@@ -57,7 +57,14 @@ func (w *Worker) drop() {
 // Serve answers one request and returns how many bytes it wrote.
 func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	w.inSegs, w.outSegs, w.inLen, w.room, w.why = in, out, fuseabi.Len(in), fuseabi.Len(out), ""
-	n := fuseabi.CopyIn(w.in[:fuseabi.InHeaderSize], in, 0)
+	used := w.header()
+	w.drop()
+	return used
+}
+
+// header takes the header, and the rest if that is whole.
+func (w *Worker) header() uint32 {
+	n := fuseabi.CopyIn(w.in[:fuseabi.InHeaderSize], w.inSegs, 0)
 	h := fuseabi.View[fuseabi.InHeader](w.in)
 	if n < fuseabi.InHeaderSize {
 		clear(w.in[n:fuseabi.InHeaderSize])
@@ -68,9 +75,7 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 		}
 		return w.reply(h, 0, unix.EINVAL)
 	}
-	used := w.serve(h)
-	w.drop()
-	return used
+	return w.serve(h)
 }
 
 func (w *Worker) serve(h *fuseabi.InHeader) uint32 {

@@ -3,6 +3,8 @@ package passthrough
 import (
 	"log/slog"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Cache says how long a guest may believe what it was told (virtiofsd's --cache).
@@ -36,18 +38,20 @@ const (
 	HandlesMandatory                // refuse to start, or to look up, where they do not work
 )
 
-// Translator maps ids between guest and host. ok is false for an id that has no counterpart and may not be used.
+// Translator maps ids between guest and host (virtiofsd's --translate-uid and --translate-gid). An id that may not be used
+// is an error number for the guest.
 type Translator interface {
-	ToHost(id uint32) (host uint32, ok bool)
-	ToGuest(id uint32) (guest uint32, ok bool)
+	ToHost(id uint32) (uint32, unix.Errno)
+	ToGuest(id uint32) (uint32, unix.Errno)
 }
 
-// XattrMapper renames extended attributes between guest and host (virtiofsd's --xattrmap). Names come and go without NUL.
+// XattrMapper renames extended attributes between guest and host (virtiofsd's --xattrmap). Names come and go without NUL;
+// results are appended to dst.
 type XattrMapper interface {
-	// ToHost is the host's name of an attribute the guest names. An error is an errno for the guest.
-	ToHost(guest string) (string, error)
-	// ToGuest is the guest's name of an attribute that the host lists; ok is false for one to hide.
-	ToGuest(host string) (guest string, ok bool)
+	// ToHost makes the host's name of an attribute that the guest names, or an error number for the guest.
+	ToHost(dst, guest []byte) ([]byte, unix.Errno)
+	// ToGuest makes the guest's name of an attribute that the host lists; keep is false for one to hide.
+	ToGuest(dst, host []byte) (guest []byte, keep bool)
 }
 
 // Config is what the file system does beyond the obvious. The zero value is a writable share with cache auto, without

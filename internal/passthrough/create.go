@@ -1,6 +1,7 @@
 package passthrough
 
 import (
+	"bytes"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
 // label puts security labels on what a descriptor of any kind is of.
 func (t *thread) label(c *fuse.Caller, fd int) unix.Errno {
 	for _, s := range c.Secctx {
+		if !bytes.HasPrefix(s.Name, []byte("security.")) || !t.fs.cfg.Xattr {
+			return unix.EPERM
+		}
 		name, e := t.hostName(fuse.Name(s.Name))
 		if e != 0 {
 			return e
@@ -274,15 +278,14 @@ func (t *thread) unlink(parent uint64, name fuse.Name, flags int) unix.Errno {
 		return e
 	}
 	defer t.put(p)
-	if flags == 0 {
-		t.keepOther(fd, name)
-	}
+	t.keep(fd, name)
 	return sys.Unlinkat(fd, name.Ptr(), flags)
 }
 
-// keepOther opens the descriptor of a file with several names before one of them goes: it may be the only one we know.
-func (t *thread) keepOther(pfd int, name fuse.Name) {
-	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 || t.st.Nlink < 2 {
+// keep opens the descriptor of what a name leads to before the name goes: the guest may use the file on, and for one
+// whose descriptor is closed, the name may be all that leads to it.
+func (t *thread) keep(pfd int, name fuse.Name) {
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 {
 		return
 	}
 	n, fd := t.fs.nodes.peek(identify(&t.st))
@@ -307,6 +310,9 @@ func (t *thread) Rename(parent uint64, name fuse.Name, newParent uint64, newName
 		return e
 	}
 	defer t.put(q)
+	if flags&unix.RENAME_EXCHANGE == 0 {
+		t.keep(qfd, newName)
+	}
 	if e := sys.Renameat2(pfd, name.Ptr(), qfd, newName.Ptr(), flags); e != 0 {
 		return e
 	}

@@ -192,6 +192,9 @@ func (fs *FS) Reset() {
 	fs.nodes.clear(fs.root)
 }
 
+// Interrupt implements fuse.Filesystem.
+func (fs *FS) Interrupt() { fs.waits.cancelAll() }
+
 // Close gives back the descriptors that the file system opened for itself. No thread may use it any more.
 func (fs *FS) Close() error {
 	fs.Reset()

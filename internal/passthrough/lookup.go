@@ -36,6 +36,12 @@ func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) u
 			}
 		}
 		n = t.fs.nodes.add(n)
+		if id.btime == 0 { // nothing but an open descriptor keeps the number from meaning another file
+			if n.use() < 0 {
+				_, _ = t.fs.fdOf(n, 0)
+			}
+			t.put(n)
+		}
 	} else if n.state.Load()&fdMask == 0 {
 		n.rename(p, name)
 	}

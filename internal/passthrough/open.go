@@ -126,22 +126,18 @@ func (t *thread) Read(in *fuseabi.ReadIn, dst []unix.Iovec) (int, unix.Errno) {
 	if off < 0 {
 		return 0, unix.EINVAL
 	}
-	done := 0
-	for {
-		n, e := sys.Preadv2(f.fd, dst, off, 0)
-		if e != 0 {
-			if done > 0 {
-				return done, 0
-			}
-			return 0, e
-		}
-		done += n
-		if len(dst) <= sys.IovMax || uint64(n) < fuseabi.Len(dst[:sys.IovMax]) {
-			return done, 0
-		}
-		off += int64(n)
-		dst = dst[sys.IovMax:]
+	n, e := sys.Preadv2(f.fd, dst, off, 0)
+	done := uint64(n)
+	if e != 0 || n == 0 {
+		return 0, e
 	}
+	for want := fuseabi.Len(dst); done < want; done += uint64(n) { // less than wanted would be the end of the file to the guest
+		t.iov = fuseabi.Sub(t.iov[:0], dst, done, want-done)
+		if n, e = sys.Preadv2(f.fd, t.iov, off+int64(done), 0); e != 0 || n == 0 {
+			break
+		}
+	}
+	return int(done), 0
 }
 
 // Write implements fuse.Thread.
@@ -168,22 +164,18 @@ func (t *thread) Write(in *fuseabi.WriteIn, src []unix.Iovec) (int, unix.Errno) 
 		}
 		defer t.restore()
 	}
-	done := 0
-	for {
-		n, e := sys.Pwritev2(f.fd, src, off, flags)
-		if e != 0 {
-			if done > 0 {
-				return done, 0
-			}
-			return 0, e
-		}
-		done += n
-		if len(src) <= sys.IovMax || uint64(n) < fuseabi.Len(src[:sys.IovMax]) {
-			return done, 0
-		}
-		off += int64(n)
-		src = src[sys.IovMax:]
+	n, e := sys.Pwritev2(f.fd, src, off, flags)
+	if e != 0 || len(src) <= sys.IovMax {
+		return n, e
 	}
+	done := uint64(n)
+	for want := fuseabi.Len(src); n > 0 && done < want; done += uint64(n) {
+		t.iov = fuseabi.Sub(t.iov[:0], src, done, want-done)
+		if n, e = sys.Pwritev2(f.fd, t.iov, off+int64(done), flags); e != 0 {
+			break
+		}
+	}
+	return int(done), 0
 }
 
 // Flush implements fuse.Thread. Closing a duplicate lets a network file system report what it could not write.

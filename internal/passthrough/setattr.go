@@ -63,18 +63,21 @@ func wireTime(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
 func (t *thread) chown(fd int, in *fuseabi.SetattrIn) unix.Errno {
 	const same = ^uint32(0)
 	uid, gid := same, same
-	var ok bool
+	var e unix.Errno
 	if in.Valid&fuseabi.FattrUID != 0 {
-		if uid, ok = toHost(t.fs.cfg.TranslateUID, in.Uid); !ok || uid == same {
-			return unix.EPERM
+		if uid, e = toHost(t.fs.cfg.TranslateUID, in.Uid); e != 0 {
+			return e
 		}
 	}
 	if in.Valid&fuseabi.FattrGID != 0 {
-		if gid, ok = toHost(t.fs.cfg.TranslateGID, in.Gid); !ok || gid == same {
-			return unix.EPERM
+		if gid, e = toHost(t.fs.cfg.TranslateGID, in.Gid); e != 0 {
+			return e
 		}
 	}
-	e := sys.FchownPath(fd, uid, gid)
+	if uid == same && gid == same { // (uid_t)-1 is no id
+		return unix.EINVAL
+	}
+	e = sys.FchownPath(fd, uid, gid)
 	if e == unix.EINVAL { // not mapped in our user namespace
 		e = unix.EPERM
 	}
@@ -101,7 +104,7 @@ func (t *thread) truncate(n *inode, fd int, in *fuseabi.SetattrIn) unix.Errno {
 		}
 	}
 	if target < 0 {
-		w, e := sys.Openat(t.fs.proc, t.fdPath(fd), unix.O_WRONLY|unix.O_NONBLOCK, 0)
+		w, e := sys.Openat(t.fs.proc, t.fdPath(fd), unix.O_WRONLY, 0)
 		if e != 0 {
 			return e
 		}

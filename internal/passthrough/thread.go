@@ -25,6 +25,7 @@ type thread struct {
 	offIn   int64
 	offOut  int64
 	path    [16]byte
+	iov     []unix.Iovec
 	dents   []byte
 	names   []byte
 }
@@ -83,18 +84,17 @@ func (t *thread) restore() {
 	}
 }
 
-func (t *thread) hostIDs(uid, gid uint32) (uint32, uint32, unix.Errno) {
-	u, ok := toHost(t.fs.cfg.TranslateUID, uid)
-	g, ok2 := toHost(t.fs.cfg.TranslateGID, gid)
-	if !ok || !ok2 {
-		return 0, 0, unix.EPERM
+func (t *thread) hostIDs(uid, gid uint32) (u, g uint32, e unix.Errno) {
+	if u, e = toHost(t.fs.cfg.TranslateUID, uid); e != 0 {
+		return 0, 0, e
 	}
-	return u, g, 0
+	g, e = toHost(t.fs.cfg.TranslateGID, gid)
+	return u, g, e
 }
 
-func toHost(tr Translator, id uint32) (uint32, bool) {
+func toHost(tr Translator, id uint32) (uint32, unix.Errno) {
 	if tr == nil {
-		return id, true
+		return id, 0
 	}
 	return tr.ToHost(id)
 }
@@ -106,7 +106,7 @@ func toGuest(tr Translator, id uint32) uint32 {
 	if tr == nil {
 		return id
 	}
-	if g, ok := tr.ToGuest(id); ok {
+	if g, e := tr.ToGuest(id); e == 0 {
 		return g
 	}
 	return overflowID

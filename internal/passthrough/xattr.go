@@ -2,7 +2,6 @@ package passthrough
 
 import (
 	"bytes"
-	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -22,18 +21,14 @@ func (t *thread) hostName(name fuse.Name) (*byte, unix.Errno) {
 	if t.fs.cfg.XattrMap == nil {
 		return name.Ptr(), 0
 	}
-	s, err := t.fs.cfg.XattrMap.ToHost(name.String())
-	if err != nil {
-		var e unix.Errno
-		if !errors.As(err, &e) {
-			e = unix.EIO
-		}
+	host, e := t.fs.cfg.XattrMap.ToHost(t.names[:0], name[:len(name)-1])
+	if e != 0 {
 		return nil, e
 	}
-	if len(s) > 255 {
+	if len(host) > 255 {
 		return nil, unix.ERANGE
 	}
-	t.names = append(append(t.names[:0], s...), 0)
+	t.names = append(host, 0)
 	return &t.names[0], 0
 }
 
@@ -142,11 +137,11 @@ func (t *thread) Listxattr(node uint64, buf []byte) (int, unix.Errno) {
 		name := list[:i]
 		list = list[i+1:]
 		if t.fs.cfg.XattrMap != nil {
-			guest, ok := t.fs.cfg.XattrMap.ToGuest(string(name))
-			if !ok {
+			guest, keep := t.fs.cfg.XattrMap.ToGuest(t.names[:0], name)
+			if !keep {
 				continue
 			}
-			name = []byte(guest)
+			name = guest
 		}
 		if isACL(name) && !t.fs.has(fuseabi.PosixACL) {
 			continue

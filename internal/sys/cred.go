@@ -19,6 +19,9 @@ const (
 // exitWrongIDs is the exit status of a daemon that could not take its own ids back.
 const exitWrongIDs = 70
 
+// noID is what the calls take for "leave as it is", and what a guest sends for an id that its mount does not map.
+const noID = ^uint32(0)
+
 // Creds switches the credentials of one thread and switches them back. It is made on that thread, which stays locked to
 // its goroutine, and every method is called there.
 //
@@ -66,6 +69,9 @@ func (c *Creds) GID() uint32 { return c.gid }
 // Become lets the thread act with a caller's ids and supplementary groups until Restore. It returns EPERM, and leaves
 // the thread as it was, for ids that the thread may not take: no capability for it, or not mapped in its user namespace.
 func (c *Creds) Become(uid, gid uint32, groups []uint32) unix.Errno {
+	if uid == noID || gid == noID {
+		return unix.EPERM
+	}
 	if uid == 0 && (gid == 0 || gid == c.gid) {
 		return 0
 	}
