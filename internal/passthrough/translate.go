@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // idSpan is what becomes of the ids from first to last.
@@ -120,25 +122,25 @@ func (s idSpans) sort() error {
 	return nil
 }
 
-func (s idSpans) apply(id uint32) (uint32, bool) {
+func (s idSpans) apply(id uint32) (uint32, unix.Errno) {
 	i, found := slices.BinarySearchFunc(s, id, func(a idSpan, id uint32) int { return cmp.Compare(a.first, id) })
 	if !found {
 		i--
 	}
 	if i < 0 || s[i].last < id {
-		return id, true
+		return id, 0
 	}
 	switch {
 	case s[i].forbid:
-		return 0, false
+		return 0, unix.EPERM
 	case s[i].squash:
-		return s[i].to, true
+		return s[i].to, 0
 	}
-	return s[i].to + (id - s[i].first), true
+	return s[i].to + (id - s[i].first), 0
 }
 
 // ToHost implements Translator.
-func (t *translation) ToHost(id uint32) (uint32, bool) { return t.toHost.apply(id) }
+func (t *translation) ToHost(id uint32) (uint32, unix.Errno) { return t.toHost.apply(id) }
 
 // ToGuest implements Translator.
-func (t *translation) ToGuest(id uint32) (uint32, bool) { return t.toGuest.apply(id) }
+func (t *translation) ToGuest(id uint32) (uint32, unix.Errno) { return t.toGuest.apply(id) }

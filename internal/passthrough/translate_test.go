@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestTranslation(t *testing.T) {
@@ -12,18 +13,20 @@ func TestTranslation(t *testing.T) {
 	require.NoError(t, err)
 	assert.Nil(t, none)
 
-	tr, err := ParseTranslation([]string{"map:0:100000:1000", "forbid-guest:1000:500", "guest:2000:7:2", "host:7:2000:2", "squash-guest:3000:9:10", "squash-host:5000:65534:4294962296", "forbid-guest:0:0"})
+	tr, err := ParseTranslation([]string{"map:0:100000:1000", "forbid-guest:1000:500", "guest:2000:7:2", "host:7:2000:2", "squash-guest:3000:9:10", "squash-host:200000:65534:4294767296", "forbid-guest:0:0"})
 	require.NoError(t, err)
 	for id, want := range map[uint32]int64{0: 100000, 999: 100999, 1000: -1, 1499: -1, 1500: 1500, 2000: 7, 2001: 8, 2002: 2002, 3000: 9, 3009: 9, 3010: 3010, 1<<32 - 1: 1<<32 - 1} {
-		got, ok := tr.ToHost(id)
-		assert.Equal(t, want >= 0, ok, id)
-		if ok {
-			assert.EqualValues(t, want, got, id)
+		got, e := tr.ToHost(id)
+		if want < 0 {
+			assert.Equal(t, unix.EPERM, e, id)
+			continue
 		}
+		assert.Zero(t, e, id)
+		assert.EqualValues(t, want, got, id)
 	}
-	for id, want := range map[uint32]uint32{7: 2000, 8: 2001, 9: 9, 4999: 4999, 5000: 65534, 1<<32 - 1: 65534, 0: 0} {
-		got, ok := tr.ToGuest(id)
-		assert.True(t, ok)
+	for id, want := range map[uint32]uint32{7: 2000, 8: 2001, 9: 9, 100999: 999, 199999: 199999, 200000: 65534, 1<<32 - 1: 65534, 0: 0} {
+		got, e := tr.ToGuest(id)
+		assert.Zero(t, e, id)
 		assert.Equal(t, want, got, id)
 	}
 }

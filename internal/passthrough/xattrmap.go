@@ -119,38 +119,43 @@ func expandMap(key, prepend string) xattrRules {
 }
 
 // ToHost implements XattrMapper: EPERM for a denied name, EOPNOTSUPP for an unsupported one.
-func (m xattrRules) ToHost(guest string) (string, error) {
-	for _, r := range m {
-		if !r.client || !strings.HasPrefix(guest, r.key) {
+func (m xattrRules) ToHost(dst, guest []byte) ([]byte, unix.Errno) {
+	for i := range m {
+		r := &m[i]
+		if !r.client || !hasPrefix(guest, r.key) {
 			continue
 		}
 		switch r.kind {
 		case xattrOK:
-			return guest, nil
+			return append(dst, guest...), 0
 		case xattrPrefix:
-			return r.prepend + guest, nil
+			return append(append(dst, r.prepend...), guest...), 0
 		case xattrUnsupported:
-			return "", unix.EOPNOTSUPP
+			return nil, unix.EOPNOTSUPP
 		}
-		return "", unix.EPERM
+		return nil, unix.EPERM
 	}
-	return "", unix.EPERM
+	return nil, unix.EPERM
 }
 
 // ToGuest implements XattrMapper.
-func (m xattrRules) ToGuest(host string) (string, bool) {
-	for _, r := range m {
-		if !r.server || !strings.HasPrefix(host, r.prepend) {
+func (m xattrRules) ToGuest(dst, host []byte) ([]byte, bool) {
+	for i := range m {
+		r := &m[i]
+		if !r.server || !hasPrefix(host, r.prepend) {
 			continue
 		}
 		switch r.kind {
 		case xattrOK:
-			return host, true
+			return append(dst, host...), true
 		case xattrPrefix:
-			guest := host[len(r.prepend):]
-			return guest, guest != ""
+			return append(dst, host[len(r.prepend):]...), len(host) > len(r.prepend)
 		}
-		return "", false
+		return nil, false
 	}
-	return "", false
+	return nil, false
+}
+
+func hasPrefix(b []byte, prefix string) bool {
+	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
 }
