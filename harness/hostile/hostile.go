@@ -339,10 +339,11 @@ func snapshot(base string) (string, error) {
 			return filepath.SkipDir
 		}
 		fmt.Fprintln(&b, p, info.Mode(), info.Sys() != nil)
+		fmt.Fprintln(&b, info.ModTime()) // of a directory, too: what came and went has been there
 		if d.IsDir() {
 			return nil
 		}
-		fmt.Fprintln(&b, info.ModTime(), info.Size())
+		fmt.Fprintln(&b, info.Size())
 		if d.Type().IsRegular() {
 			data, err := os.ReadFile(p)
 			if err != nil {

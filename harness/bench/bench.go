@@ -1,0 +1,287 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
+
+	fe "virtiofsd/harness/frontend"
+)
+
+// Options say what to measure and for how long. Zero values are the defaults of a full run.
+type Options struct {
+	Daemons  []fe.Daemon
+	Only     *regexp.Regexp // workloads by name; nil = all
+	Rounds   int            // 0 = 7
+	Time     time.Duration  // of each workload in each round; 0 = 1 s
+	Dir      string         // where the share is made; "" = the directory for temporary files
+	Sandbox  string         // "" = namespace
+	Extra    map[string][]string
+	Progress func(string) // a line for each daemon and round; may be nil
+}
+
+// Sample is one workload of one daemon in one round.
+type Sample struct {
+	Workload string  `json:"workload"`
+	Daemon   string  `json:"daemon"`
+	Round    int     `json:"round"`
+	Ops      int     `json:"ops"`
+	Rate     float64 `json:"rate"`   // units a second, see Workload.Unit
+	P50      float64 `json:"p50_us"` // latency of an operation, µs
+	P99      float64 `json:"p99_us"` //
+	CPU      float64 `json:"cpu_us"` // processor time of the daemon's tree for an operation, µs
+	Kicks    float64 `json:"kicks"`  // for an operation
+	Waits    float64 `json:"waits"`  // of the front-end, for an operation
+	Bad      string  `json:"error,omitempty"`
+}
+
+// State is what a process costs, once a round.
+type State struct {
+	Daemon   string  `json:"daemon"`
+	Round    int     `json:"round"`
+	ReadyMS  float64 `json:"ready_ms"`      // from exec until the socket is there
+	IdleCPU  float64 `json:"idle_cpu"`      // share of one processor while connected and silent
+	RestRSS  float64 `json:"rest_rss_mib"`  // of the whole tree, session open
+	RestAnon float64 `json:"rest_anon_mib"` //
+	Known    int     `json:"known"`         // names looked up before it was stopped or refused
+	Refused  string  `json:"refused,omitempty"`
+	PerInode float64 `json:"bytes_per_inode"` // anonymous memory for a known inode
+	Kept     float64 `json:"bytes_kept"`      // of that, after FORGET
+}
+
+// Report is everything that was measured.
+type Report struct {
+	Started string            `json:"started"`
+	Host    map[string]string `json:"host"`
+	Rounds  int               `json:"rounds"`
+	FloorUS []float64         `json:"floor_us"` // p50 of each round, eventfd there and back
+	Daemons []string          `json:"daemons"`
+	Work    []Workload        `json:"workloads"`
+	Samples []Sample          `json:"samples"`
+	States  []State           `json:"states"`
+}
+
+// Run measures. A daemon that fails a workload gets a Sample with the error, and the run goes on.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	if o.Rounds == 0 {
+		o.Rounds = 7
+	}
+	if o.Time == 0 {
+		o.Time = time.Second
+	}
+	if o.Sandbox == "" {
+		o.Sandbox = "namespace"
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	dir, err := os.MkdirTemp(o.Dir, "vfsbench")
+	if err != nil {
+		return nil, fmt.Errorf("make a directory for the share: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	share := filepath.Join(dir, "share")
+	if err := os.Mkdir(share, 0o755); err != nil {
+		return nil, fmt.Errorf("make the share: %w", err)
+	}
+	if err := prepareShare(share); err != nil {
+		return nil, err
+	}
+	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Rounds: o.Rounds}
+	for _, d := range o.Daemons {
+		r.Daemons = append(r.Daemons, d.Name)
+	}
+	for _, w := range Workloads() {
+		if o.Only == nil || o.Only.MatchString(w.Name) {
+			r.Work = append(r.Work, w)
+		}
+	}
+	hist := hdrhistogram.New(1, int64(10*time.Second), 3)
+	for round := range o.Rounds {
+		if err := floor(min(o.Time, 500*time.Millisecond), hist); err != nil {
+			return nil, err
+		}
+		r.FloorUS = append(r.FloorUS, us(hist.ValueAtQuantile(50)))
+		for i := range o.Daemons {
+			d := o.Daemons[i]
+			if round%2 == 1 {
+				d = o.Daemons[len(o.Daemons)-1-i]
+			}
+			began := time.Now()
+			if err := r.round(ctx, o, d, round, share, dir, hist); err != nil {
+				return r, fmt.Errorf("%s, round %d: %w", d.Name, round+1, err)
+			}
+			o.Progress(fmt.Sprintf("round %d of %d, %s: %.1f s", round+1, o.Rounds, d.Name, time.Since(began).Seconds()))
+		}
+	}
+	return r, nil
+}
+
+func us(ns int64) float64 { return float64(ns) / 1000 }
+
+// round starts a fresh process and runs all workloads on it.
+func (r *Report) round(ctx context.Context, o Options, d fe.Daemon, round int, share, dir string, hist *hdrhistogram.Histogram) error {
+	socket := filepath.Join(dir, "s")
+	os.Remove(socket)
+	argv, err := d.Argv(fe.Options{Share: share, Socket: socket, Sandbox: o.Sandbox, Extra: o.Extra[d.Name]})
+	if err != nil {
+		return err
+	}
+	proc, err := fe.Spawn(ctx, argv, nil, socket)
+	if err != nil {
+		return err
+	}
+	defer proc.Kill()
+	dev, err := fe.Connect(ctx, fe.Config{Socket: socket, QueueSize: 1024, Memory: []uint64{4 << 20, 256 << 20}})
+	if err != nil {
+		return fmt.Errorf("%w (daemon: %s)", err, proc.LastLine())
+	}
+	defer dev.Close()
+	s := &session{dev: dev, fuse: fe.NewFUSE(dev)}
+	if _, err := s.fuse.Init(0); err != nil {
+		return err
+	}
+	pids := proc.Tree()
+	cpu := func() (sum time.Duration) {
+		for _, pid := range pids {
+			sum += fe.ProcessCPU(pid)
+		}
+		return sum
+	}
+	st := State{Daemon: d.Name, Round: round, ReadyMS: float64(proc.Ready) / 1e6}
+	if o.Only == nil || o.Only.MatchString("state") {
+		rss, anon := proc.Memory()
+		st.RestRSS, st.RestAnon = mib(rss), mib(anon)
+		time.Sleep(50 * time.Millisecond)
+		before := cpu()
+		time.Sleep(o.Time)
+		st.IdleCPU = float64(cpu()-before) / float64(o.Time)
+	}
+	rng := rand.New(rand.NewPCG(uint64(round), 7))
+	for _, w := range r.Work {
+		sample := Sample{Workload: w.Name, Daemon: d.Name, Round: round}
+		j, err := w.setup(s, rng)
+		if err == nil {
+			m := s.run(j, o.Time/10, hist, cpu) // warm up
+			if m.err == nil {
+				m = s.run(j, o.Time, hist, cpu)
+			}
+			err = m.err
+			sample.fill(w, j, m)
+			s.release(j)
+		}
+		if err != nil {
+			sample.Bad = err.Error()
+		}
+		r.Samples = append(r.Samples, sample)
+		if !dev.Alive() {
+			return fmt.Errorf("%s: the daemon is gone: %s", w.Name, proc.LastLine())
+		}
+	}
+	if o.Only == nil || o.Only.MatchString("state") {
+		if err := s.memory(proc, &st); err != nil {
+			return err
+		}
+		r.States = append(r.States, st)
+	}
+	return ctx.Err()
+}
+
+func mib(n uint64) float64 { return float64(n) / (1 << 20) }
+
+func (s *Sample) fill(w Workload, j *job, m measured) {
+	if m.ops == 0 {
+		return
+	}
+	ops := float64(m.ops)
+	s.Ops = m.ops
+	seconds := m.elapsed.Seconds()
+	if w.Depth == 1 {
+		seconds = m.onClock.Seconds()
+	}
+	n := float64(m.items)
+	if w.Unit == "bytes" {
+		n *= float64(j.bytes)
+	}
+	s.Rate = n / seconds
+	s.P50, s.P99 = us(m.hist.ValueAtQuantile(50)), us(m.hist.ValueAtQuantile(99))
+	s.CPU = us(int64(m.cpu)) / ops
+	s.Kicks, s.Waits = float64(m.kicks)/ops, float64(m.calls)/ops
+}
+
+// release gives the descriptors of a job back. Its buffers stay: the guest of a round is not used again.
+func (s *session) release(j *job) {
+	for _, l := range j.lanes {
+		for _, st := range l.steps {
+			st.queue.Release(st.chain)
+		}
+	}
+}
+
+// memory looks many names up, sees what each costs, and forgets them again.
+func (s *session) memory(proc *fe.Process, st *State) error {
+	dir, err := s.fuse.Lookup(fe.RootNode, manyName)
+	if err != nil {
+		return err
+	}
+	_, before := proc.Memory()
+	nodes := make([]uint64, 0, many)
+	for i := range many {
+		e, err := s.fuse.Lookup(dir.Node, fileName(i))
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			st.Refused = unix.ErrnoName(errno)
+			break
+		}
+		if err != nil {
+			return err
+		}
+		nodes = append(nodes, e.Node)
+	}
+	st.Known = len(nodes)
+	_, full := proc.Memory()
+	for _, n := range nodes {
+		if err := s.fuse.Forget(n, 1); err != nil {
+			return err
+		}
+	}
+	_, after := proc.Memory()
+	n := float64(max(1, len(nodes)))
+	st.PerInode, st.Kept = (float64(full)-float64(before))/n, (float64(after)-float64(before))/n
+	return nil
+}
+
+// host describes the machine, without its name.
+func host(dir string) map[string]string {
+	h := map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version()}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		h["kernel"] = unix.ByteSliceToString(u.Release[:])
+	}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+				h["cpu"] = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		h["load"] = strings.Fields(string(b))[0]
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) == nil {
+		h["file system"] = fmt.Sprintf("%#x", fs.Type)
+	}
+	return h
+}

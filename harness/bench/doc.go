@@ -1,0 +1,13 @@
+// Package bench measures virtio-fs daemons against each other, without a virtual machine: harness/frontend plays the guest.
+//
+// The method, and why:
+//
+//   - Daemons take turns (A B A B, the order turning round each round), with a fresh process each time, so that what the machine
+//     does meanwhile hits all of them.
+//   - A workload at depth 1 sleeps in the call eventfd until its reply is there, as a guest that waits for an interrupt: wake-ups
+//     are part of what is measured. The floor of that, an eventfd there and back between two threads, is measured in the same run.
+//   - Latencies go into an HDR histogram; of each round the median and the 99th percentile are kept, and what is reported are
+//     medians of rounds, with the interval of their confidence, never one run.
+//   - Processor time is that of the daemon's whole process tree, in nanoseconds, divided by operations.
+//   - Requests are laid out before the clock runs; the loop allocates nothing, and the collector is off meanwhile.
+package bench

@@ -1,0 +1,191 @@
+package bench
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"golang.org/x/perf/benchmath"
+)
+
+// Stat is the median of rounds with the interval of its confidence (95 % where there are rounds enough).
+type Stat struct{ Center, Lo, Hi float64 }
+
+// Of collects a figure of a workload and a daemon over the rounds that went well.
+func (r *Report) Of(workload, daemon string, figure func(Sample) float64) []float64 {
+	var v []float64
+	for _, s := range r.Samples {
+		if s.Workload == workload && s.Daemon == daemon && s.Bad == "" && s.Ops > 0 {
+			v = append(v, figure(s))
+		}
+	}
+	return v
+}
+
+func stat(v []float64) Stat {
+	if len(v) == 0 {
+		return Stat{math.NaN(), math.NaN(), math.NaN()}
+	}
+	s := benchmath.AssumeNothing.Summary(benchmath.NewSample(slices.Clone(v), &benchmath.DefaultThresholds), 0.95)
+	return Stat{s.Center, s.Lo, s.Hi}
+}
+
+// figures are what the measures of a workload read.
+func (w Workload) figure(s Sample) float64 {
+	if w.Measure == Latency {
+		return s.P50
+	}
+	return s.Rate
+}
+
+// Ratio compares a daemon with another on one workload: above 1 it is better. P is that of the U-test; values from 0.05 on mean
+// that the rounds do not tell the two apart.
+type Ratio struct {
+	Times float64
+	P     float64
+}
+
+// Compare computes the ratio of medians.
+func (r *Report) Compare(w Workload, daemon, other string) Ratio {
+	a, b := r.Of(w.Name, daemon, w.figure), r.Of(w.Name, other, w.figure)
+	if len(a) == 0 || len(b) == 0 {
+		return Ratio{math.NaN(), 1}
+	}
+	t := &benchmath.DefaultThresholds
+	c := benchmath.AssumeNothing.Compare(benchmath.NewSample(slices.Clone(a), t), benchmath.NewSample(slices.Clone(b), t))
+	times := stat(a).Center / stat(b).Center
+	if w.Measure == Latency {
+		times = 1 / times
+	}
+	return Ratio{times, c.P}
+}
+
+// Best is the best of all daemons but one on a workload; "" if there is none.
+func (r *Report) Best(w Workload, but string) string {
+	best := ""
+	for _, d := range r.Daemons {
+		if d == but || len(r.Of(w.Name, d, w.figure)) == 0 {
+			continue
+		}
+		if best == "" || r.Compare(w, d, best).Times > 1 {
+			best = d
+		}
+	}
+	return best
+}
+
+// WriteTable prints the report. The last column compares the first daemon with the best of the others.
+func (r *Report) WriteTable(out io.Writer) {
+	t := table.NewWriter()
+	t.SetOutputMirror(out)
+	t.SetStyle(table.StyleLight)
+	head := table.Row{"workload"}
+	for _, d := range r.Daemons {
+		head = append(head, d)
+	}
+	if len(r.Daemons) > 1 {
+		head = append(head, r.Daemons[0]+" : best other", "cpu : its cpu")
+	}
+	t.AppendHeader(head)
+	product, n := 1.0, 0
+	for _, w := range r.Work {
+		row := table.Row{w.Name}
+		for _, d := range r.Daemons {
+			row = append(row, r.cell(w, d))
+		}
+		if len(r.Daemons) > 1 {
+			best := r.Best(w, r.Daemons[0])
+			c := r.Compare(w, r.Daemons[0], best)
+			cpu := func(s Sample) float64 { return s.CPU }
+			row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P),
+				fmt.Sprintf("%.2f", stat(r.Of(w.Name, r.Daemons[0], cpu)).Center/stat(r.Of(w.Name, best, cpu)).Center))
+			if !math.IsNaN(c.Times) {
+				product, n = product*c.Times, n+1
+			}
+		}
+		t.AppendRow(row)
+	}
+	if n > 0 && len(r.Daemons) > 1 {
+		foot := make(table.Row, len(head))
+		for i := range foot {
+			foot[i] = ""
+		}
+		foot[0], foot[len(foot)-2] = "geometric mean", fmt.Sprintf("%.2f", math.Pow(product, 1/float64(n)))
+		t.AppendFooter(foot)
+	}
+	t.Render()
+	r.writeStates(out)
+	f := stat(slices.Clone(r.FloorUS))
+	fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; %s, %s processors, Linux %s, load %s\n",
+		f.Center, r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+func (r *Report) cell(w Workload, d string) string {
+	v := r.Of(w.Name, d, w.figure)
+	if len(v) == 0 {
+		for _, s := range r.Samples {
+			if s.Workload == w.Name && s.Daemon == d && s.Bad != "" {
+				return s.Bad
+			}
+		}
+		return "-"
+	}
+	cpu := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.CPU })).Center
+	p99 := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.P99 })).Center
+	c := stat(v)
+	spread := ""
+	if half := (c.Hi - c.Lo) / 2 / c.Center * 100; !math.IsInf(half, 0) && !math.IsNaN(half) {
+		spread = fmt.Sprintf(" ±%.0f%%", half)
+	}
+	var main string
+	switch {
+	case w.Measure == Latency:
+		main = fmt.Sprintf("%.1f µs", c.Center)
+	case w.Unit == "bytes":
+		main = fmt.Sprintf("%.2f GB/s", c.Center/1e9)
+	default:
+		main = fmt.Sprintf("%.0f k/s", c.Center/1e3)
+	}
+	return fmt.Sprintf("%s%s, p99 %.0f, cpu %.2f µs", main, spread, p99, cpu)
+}
+
+func (r *Report) writeStates(out io.Writer) {
+	if len(r.States) == 0 {
+		return
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(out)
+	t.SetStyle(table.StyleLight)
+	t.AppendHeader(table.Row{"process", "ready", "idle cpu", "rss at rest", "anon at rest", "per known inode", "kept after forget", "names known"})
+	for _, d := range r.Daemons {
+		of := func(f func(State) float64) float64 {
+			var v []float64
+			for _, s := range r.States {
+				if s.Daemon == d {
+					v = append(v, f(s))
+				}
+			}
+			return stat(v).Center
+		}
+		known := ""
+		for _, s := range r.States {
+			if s.Daemon == d {
+				known = fmt.Sprint(s.Known)
+				if s.Refused != "" {
+					known += ", then " + s.Refused
+				}
+			}
+		}
+		t.AppendRow(table.Row{
+			d, fmt.Sprintf("%.1f ms", of(func(s State) float64 { return s.ReadyMS })),
+			fmt.Sprintf("%.3f %%", 100*of(func(s State) float64 { return s.IdleCPU })),
+			fmt.Sprintf("%.1f MiB", of(func(s State) float64 { return s.RestRSS })),
+			fmt.Sprintf("%.1f MiB", of(func(s State) float64 { return s.RestAnon })),
+			fmt.Sprintf("%.0f B", of(func(s State) float64 { return s.PerInode })),
+			fmt.Sprintf("%.0f B", of(func(s State) float64 { return s.Kept })), known,
+		})
+	}
+	t.Render()
+}
