@@ -250,9 +250,10 @@ func Receive(files int) (*Inside, context.Context, error) {
 	return in, ctx, nil
 }
 
-// Report tells the parent that we are ready, or why not.
-func (in *Inside) Report(err error) {
+// Report tells the parent, once, that we are ready, or why not. It returns false where it has done so before.
+func (in *Inside) Report(err error) (told bool) {
 	in.once.Do(func() {
+		told = true
 		r := report{Ready: err == nil}
 		if err != nil {
 			r.Error = err.Error()
@@ -260,4 +261,5 @@ func (in *Inside) Report(err error) {
 		_ = json.NewEncoder(in.report).Encode(r)
 		in.report.Close()
 	})
+	return told
 }

@@ -1,0 +1,17 @@
+// Command virtiofsd shares a directory of the host with a virtual machine over virtio-fs: a vhost-user-fs back-end. All it does is in
+// the packages under internal; see internal/daemon for how they come together.
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"virtiofsd/internal/daemon"
+)
+
+func init() {
+	// The serving child is killed when the thread that started it ends: main must stay on one.
+	runtime.LockOSThread()
+}
+
+func main() { os.Exit(daemon.Main(os.Args[1:], os.Stdout, os.Stderr)) }

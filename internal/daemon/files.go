@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/config"
+)
+
+// closeStray closes every descriptor above standard error but keep. It is the first thing the process does, so none of them is the
+// runtime's: what a launcher forgot to close is a way out of the sandbox.
+func closeStray(keep int) {
+	const last = ^uint(0) >> 33
+	if keep < 3 {
+		_ = unix.CloseRange(3, last, 0)
+		return
+	}
+	if keep > 3 {
+		_ = unix.CloseRange(3, uint(keep-1), 0)
+	}
+	_ = unix.CloseRange(uint(keep+1), last, 0)
+}
+
+// pidFile is the file beside the socket by which launchers find us and a second daemon on the same path is refused.
+type pidFile struct {
+	path string
+	f    *os.File
+}
+
+func newPidFile(socket string) (*pidFile, error) {
+	p := &pidFile{path: socket + ".pid"}
+	for {
+		f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("create the pid file: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock the pid file %s: %w: another daemon serves this socket; stop it or choose another --socket-path", p.path, err)
+		}
+		// The one who held the lock may have removed the file between our open and our lock.
+		var ours, there unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Lstat(p.path, &there) == nil && ours.Ino == there.Ino && ours.Dev == there.Dev {
+			p.f = f
+			break
+		}
+		f.Close()
+	}
+	if err := p.f.Truncate(0); err != nil {
+		return nil, fmt.Errorf("write the pid file: %w", err)
+	}
+	if _, err := p.f.WriteString(strconv.Itoa(os.Getpid()) + "\n"); err != nil {
+		return nil, fmt.Errorf("write the pid file: %w", err)
+	}
+	return p, nil
+}
+
+func (p *pidFile) remove() {
+	if p != nil {
+		os.Remove(p.path)
+		p.f.Close()
+	}
+}
+
+// raiseNofile sets the limit of open files: what was asked for, or else the smaller of a million and fs.nr_open, as far as allowed.
+// It returns the limit in force.
+func raiseNofile(o config.Options, log *slog.Logger) (uint64, error) {
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		return 0, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	if o.RlimitNofileSet && o.RlimitNofile == 0 {
+		return have.Cur, nil
+	}
+	want := uint64(1000000)
+	if b, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil {
+		if n, err := strconv.ParseUint(string(b[:max(len(b)-1, 0)]), 10, 64); err == nil {
+			want = min(want, n)
+		}
+	}
+	if o.RlimitNofileSet {
+		want = o.RlimitNofile
+	}
+	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: want})
+	switch {
+	case err == nil:
+		return want, nil
+	case o.RlimitNofileSet:
+		return 0, fmt.Errorf("set the limit of open files to %d: %w; the hard limit is %d: raise it or give a smaller --rlimit-nofile", want, err, have.Max)
+	}
+	log.Warn("cannot raise the limit of open files: using the hard limit", "wanted", want, "limit", have.Max)
+	have.Cur = have.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		return 0, fmt.Errorf("set the limit of open files: %w", err)
+	}
+	return have.Max, nil
+}

@@ -1,0 +1,40 @@
+package daemon
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"virtiofsd/internal/config"
+	"virtiofsd/internal/passthrough"
+	"virtiofsd/internal/sandbox"
+)
+
+func printPlan(p sandbox.Plan, asJSON bool, w io.Writer) error {
+	if !asJSON {
+		_, err := fmt.Fprint(w, p)
+		return err
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(p)
+}
+
+// fsConfig is what the options say about the file system. limit is how many files may be open.
+func fsConfig(o config.Options, limit uint64, log *slog.Logger) (passthrough.Config, error) {
+	c := passthrough.Config{
+		Cache: map[string]passthrough.Cache{
+			"auto": passthrough.CacheAuto, "never": passthrough.CacheNever, "metadata": passthrough.CacheMetadata, "always": passthrough.CacheAlways,
+		}[o.Cache],
+		AllowMmap: o.AllowMmap, Writeback: o.Writeback, Readonly: o.Readonly,
+		Xattr: o.Xattr, PosixACL: o.PosixACL != "never", SecurityLabel: o.SecurityLabel != "never", KillprivV2: o.KillprivV2,
+		AnnounceSubmounts: o.AnnounceSubmounts, NoReaddirplus: o.NoReaddirplus, AllowDirectIO: o.AllowDirectIO, PreserveNoatime: o.PreserveNoatime,
+		Flock: o.Flock, PosixLock: o.PosixLock,
+		InodeFileHandles: map[string]passthrough.Handles{
+			"prefer": passthrough.HandlesPrefer, "never": passthrough.HandlesNever, "mandatory": passthrough.HandlesMandatory,
+		}[o.InodeFileHandles],
+		Logger: log,
+	}
+	return c, nil
+}
