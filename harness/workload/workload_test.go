@@ -146,7 +146,7 @@ func TestContainmentSeesAnEscape(t *testing.T) {
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	// As if a daemon had followed a link: the host says "link", the share shows the file.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "followed"), []byte("the secret"), 0o644))
-	args := guestproto.ContainmentArgs{Where: here, Secret: "the secret", Outside: []string{"/nonexistent"}, HostLinks: []string{"followed"}}
+	args := guestproto.ContainmentArgs{Where: here, Secret: "the secret", Outside: []string{filepath.Join(e.LocalDir, "elsewhere")}, HostLinks: []string{"followed"}}
 	facts := call[guestproto.Containment](t, e, guestproto.CallContainment, args)
 	assert.Contains(t, facts.Escaped, "host-followed-readlink")
 
