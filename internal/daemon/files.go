@@ -11,18 +11,24 @@ import (
 	"virtiofsd/internal/config"
 )
 
-// closeStray closes every descriptor above standard error but keep. It is the first thing the process does, so none of them is the
-// runtime's: what a launcher forgot to close is a way out of the sandbox.
+// closeStray closes every descriptor above standard error but keep: what a launcher forgot to close is a way out of the sandbox. It runs
+// before we open any; those that are there already and ours are the runtime's poller, which leads nowhere.
 func closeStray(keep int) {
-	const last = ^uint(0) >> 33
-	if keep < 3 {
-		_ = unix.CloseRange(3, last, 0)
-		return
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return // without /proc there is no sandbox either: Gather says so
 	}
-	if keep > 3 {
-		_ = unix.CloseRange(3, uint(keep-1), 0)
+	for _, n := range names {
+		fd, err := strconv.Atoi(n.Name())
+		if err != nil || fd < 3 || fd == keep {
+			continue
+		}
+		to, err := os.Readlink("/proc/self/fd/" + n.Name())
+		if err != nil || to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]" {
+			continue // ReadDir's own is closed by now
+		}
+		unix.Close(fd)
 	}
-	_ = unix.CloseRange(uint(keep+1), last, 0)
 }
 
 // pidFile is the file beside the socket by which launchers find us and a second daemon on the same path is refused.
