@@ -1,0 +1,719 @@
+package verdict
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"virtiofsd/harness/guestproto"
+	"virtiofsd/harness/probe"
+	"virtiofsd/harness/result"
+	"virtiofsd/harness/scenario"
+)
+
+// Named is a rule with what it means.
+type Named struct {
+	Func Rule
+	// Means is one sentence; Of says what the claim's names are, "" where the rule takes none.
+	Means string
+	Of    string
+}
+
+// Rules are all rules by name.
+func Rules() map[string]Named {
+	return map[string]Named{
+		"started":          {started, "the daemon became ready and the guest mounted the share", ""},
+		"attempts":         {attempts, "attempts of guest call containment were made, and none of them got outside", "patterns of attempts' names"},
+		"outside":          {outside, "what the host planted beside the share is as it was, and nothing is new there", ""},
+		"root-is-share":    {rootIsShare, "root and working directory of the serving process are the share's", ""},
+		"namespaces":       {namespaces, "the serving process has namespaces of its own", "kinds of namespaces"},
+		"one-mount":        {oneMount, "the serving process's mount namespace holds the share and nothing else", ""},
+		"mount-options":    {mountOptions, "the share's mount has the options", "mount options"},
+		"fds-inside":       {fdsInside, "no descriptor of the serving process leads out of the share", ""},
+		"groups-dropped":   {groupsDropped, "no thread of any process has a supplementary group", ""},
+		"caps-within":      {capsWithin, "effective, permitted, inheritable and ambient capabilities of every thread of the serving process are within the list", "capabilities"},
+		"bounding-within":  {boundingWithin, "the bounding set of every thread of the serving process is within the list", "capabilities"},
+		"parent-caps-none": {parentCapsNone, "processes that do not serve hold no capability", ""},
+		"no-new-privs":     {noNewPrivs, "no_new_privs is set in every thread of the serving process", ""},
+		"seccomp":          {seccomp, "a seccomp filter is on in every thread of the serving process", ""},
+		"before-guest":     {beforeGuest, "privileges and namespaces are the same before the front-end connects and while it is served", ""},
+		"not-host-root":    {notHostRoot, "no thread of the serving process has uid 0 or gid 0 of the host", ""},
+		"same-as-local":    {sameAsLocal, "owner, group, mode and ACL of what the guest makes are those that the same creation gives on a local file system", "kinds (file, dir …), or in:<directory> for one parent directory"},
+		"owners-on-host":   {ownersOnHost, "each file belongs on the host to the ids that the serving process's maps give for the guest's ids", ""},
+		"checks":           {checks, "the checks pass", "names of checks; none is all"},
+		"big-io":           {bigIO, "the sha256 of what the guest wrote, what it read back, and what the host reads are the same", ""},
+		"tree":             {tree, "as many files were made, listed, renamed, listed again and removed as asked for, and none was left", ""},
+		"clean-exit":       {cleanExit, "guest, QEMU and daemon ended by themselves, with status 0", ""},
+		"no-processes":     {leftProcesses, "no process of the daemon is left", ""},
+		"no-mounts":        {leftMounts, "the launcher's mount table is as it was", ""},
+		"no-files":         {leftFiles, "socket and pid file are gone", ""},
+		"quiet-log":        {quietLog, "the daemon's log tells of no crash", ""},
+		"guest-kernel":     {guestKernel, "the guest's kernel log tells of no fault", ""},
+		"queues":           {queues, "the guest's device has as many request queues as the scenario asks for", ""},
+	}
+}
+
+func holdsIf(ok bool, format string, args ...any) Finding {
+	f := Finding{State: Violated, Saw: fmt.Sprintf(format, args...)}
+	if ok {
+		f.State = Holds
+	}
+	return f
+}
+
+// none holds when there is nothing bad.
+func none(bad []string, good string, args ...any) Finding {
+	if len(bad) > 0 {
+		return Finding{State: Violated, Saw: some(bad, 4)}
+	}
+	return Finding{State: Holds, Saw: fmt.Sprintf(good, args...)}
+}
+
+func broken(format string, args ...any) Finding {
+	return Finding{State: Broken, Saw: fmt.Sprintf(format, args...)}
+}
+
+func started(v *View, _ []string) Finding {
+	info, f := facts[guestproto.Info](v, guestproto.CallInfo)
+	if f != nil {
+		return *f
+	}
+	for _, m := range info.Mounts {
+		if !m.OK {
+			return holdsIf(false, "the guest cannot mount %s: %s", m.Tag, m.Errno)
+		}
+	}
+	if len(info.Mounts) == 0 {
+		return broken("the guest was not asked to mount anything")
+	}
+	return holdsIf(true, "ready, and mounted by Linux %s as %s", info.Release, info.Mounts[0].Tag)
+}
+
+func attempts(v *View, of []string) Finding {
+	c, f := facts[guestproto.Containment](v, guestproto.CallContainment)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	n := 0
+	for _, a := range c.Attempts {
+		if !matchAny(of, a.Name) {
+			continue
+		}
+		n++
+		if a.Escaped {
+			bad = append(bad, strings.TrimSpace(fmt.Sprintf("%s got out: %s", a.Name, a.Saw)))
+		}
+	}
+	if n == 0 {
+		return broken("no attempt has a name like %s", strings.Join(of, ", "))
+	}
+	return none(bad, "%d attempts, none got out", n)
+}
+
+// matchAny reports whether a name matches one of the patterns of path.Match; no pattern matches all.
+func matchAny(patterns []string, name string) bool {
+	if len(patterns) == 0 {
+		return true
+	}
+	// A slash in a name is no separator here.
+	name = strings.ReplaceAll(name, "/", "|")
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, err := path.Match(p, name)
+		return err == nil && ok
+	})
+}
+
+func outside(v *View, _ []string) Finding {
+	o, f := facts[probe.Outside](v, scenario.ProbeOutside)
+	switch {
+	case f != nil:
+		return *f
+	case o.Entries == 0:
+		return broken("nothing was planted outside the share")
+	}
+	return none(o.Changed, "%d entries beside the share, all as they were", o.Entries)
+}
+
+// serving is the process that serves the guest, at the time the guest is up.
+func serving(v *View) (*probe.Proc, *probe.Process, *Finding) {
+	p, f := factsOf[probe.Proc](v, scenario.ProbeProc, func(o result.Observation) bool {
+		return !strings.HasSuffix(o.Step, "-"+scenario.AtStarted)
+	})
+	if f != nil {
+		return nil, nil, f
+	}
+	s, f := servingOf(p)
+	return p, s, f
+}
+
+func servingOf(p *probe.Proc) (*probe.Process, *Finding) {
+	if p.Serving < 0 || p.Serving >= len(p.Processes) || len(p.Processes[p.Serving].Threads) == 0 {
+		f := broken("the probe proc found no serving process with threads")
+		return nil, &f
+	}
+	return &p.Processes[p.Serving], nil
+}
+
+func rootIsShare(v *View, _ []string) Finding {
+	_, s, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	return holdsIf(s.RootIsDir == "share" && s.CwdIsDir == "share", "root is the %s's, working directory the %s's", s.RootIsDir, s.CwdIsDir)
+}
+
+func namespaces(v *View, of []string) Finding {
+	p, s, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	for _, kind := range of {
+		theirs, mine := p.Launcher.Namespaces[kind], s.Namespaces[kind]
+		switch {
+		case theirs == "" || mine == "":
+			return broken("the probe proc does not know namespaces of the kind %q", kind)
+		case theirs == mine:
+			bad = append(bad, fmt.Sprintf("%s namespace is the launcher's", kind))
+		}
+	}
+	return none(bad, "own %s", strings.Join(of, ", "))
+}
+
+func oneMount(v *View, _ []string) Finding {
+	m, f := facts[probe.Mounts](v, scenario.ProbeMounts)
+	switch {
+	case f != nil:
+		return *f
+	case len(m.Mounts) == 0:
+		return broken("the mount namespace of the serving process is empty")
+	}
+	var other []string
+	for _, e := range m.Mounts {
+		if e.Point != "/" {
+			other = append(other, fmt.Sprintf("%s (%s)", e.Point, e.FSType))
+		}
+	}
+	if len(other) > 0 {
+		return holdsIf(false, "%d mounts besides /: %s", len(other), some(other, 4))
+	}
+	return holdsIf(true, "one mount: %s of %s, %s", m.Mounts[0].Root, m.Mounts[0].FSType, m.Mounts[0].Options)
+}
+
+func mountOptions(v *View, of []string) Finding {
+	m, f := facts[probe.Mounts](v, scenario.ProbeMounts)
+	if f != nil {
+		return *f
+	}
+	i := slices.IndexFunc(m.Mounts, func(e probe.Mount) bool { return e.Point == "/" })
+	if i < 0 {
+		return broken("the mount namespace of the serving process has no /")
+	}
+	var bad []string
+	for _, o := range of {
+		if !slices.Contains(strings.Split(m.Mounts[i].Options, ","), o) {
+			bad = append(bad, o)
+		}
+	}
+	if len(bad) > 0 {
+		return holdsIf(false, "/ is mounted without %s: %s", strings.Join(bad, ", "), m.Mounts[i].Options)
+	}
+	return holdsIf(true, "/ is mounted %s", m.Mounts[i].Options)
+}
+
+func fdsInside(v *View, _ []string) Finding {
+	d, f := facts[probe.FDs](v, scenario.ProbeFDs)
+	switch {
+	case f != nil:
+		return *f
+	case len(d.FDs) == 0:
+		return broken("the serving process has no descriptor")
+	}
+	var bad []string
+	for _, fd := range d.FDs {
+		switch {
+		case fd.Leads == "host":
+			bad = append(bad, fmt.Sprintf("%d (%s) leads to the host's root by ..", fd.FD, fd.Target))
+		case fd.Outside && fd.FD > 2:
+			bad = append(bad, fmt.Sprintf("%d is %s", fd.FD, fd.Target))
+		}
+	}
+	return none(bad, "%d descriptors, none leads out", len(d.FDs))
+}
+
+// eachThread calls bad for every thread and collects what it says.
+func eachThread(all []probe.Process, bad func(probe.Thread) string) (out []string, n int) {
+	for _, p := range all {
+		for _, t := range p.Threads {
+			n++
+			if s := bad(t); s != "" {
+				out = append(out, fmt.Sprintf("%s thread %d of process %d %s", p.Comm, t.TID, p.PID, s))
+			}
+		}
+	}
+	return out, n
+}
+
+// threads judges every thread of the serving process.
+func threads(v *View, good string, bad func(probe.Thread) string) Finding {
+	_, s, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	out, n := eachThread([]probe.Process{*s}, bad)
+	return none(out, "%s in each of %d threads", good, n)
+}
+
+func groupsDropped(v *View, _ []string) Finding {
+	p, _, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	bad, n := eachThread(p.Processes, func(t probe.Thread) string {
+		if len(t.Groups) == 0 {
+			return ""
+		}
+		return fmt.Sprintf("has the groups %v", t.Groups)
+	})
+	return none(bad, "no supplementary group in %d threads", n)
+}
+
+func capsWithin(v *View, of []string) Finding {
+	allowed, err := Mask(of)
+	if err != nil {
+		return broken("%v", err)
+	}
+	_, s, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	var sum uint64
+	out, n := eachThread([]probe.Process{*s}, func(t probe.Thread) string {
+		has := t.CapEff | t.CapPrm | t.CapInh | t.CapAmb
+		sum |= has
+		if over := has &^ allowed; over != 0 {
+			return "has " + names(over) + " too"
+		}
+		return ""
+	})
+	return none(out, "%d threads, together %s", n, names(sum))
+}
+
+func boundingWithin(v *View, of []string) Finding {
+	allowed, err := Mask(of)
+	if err != nil {
+		return broken("%v", err)
+	}
+	what := "an empty bounding set"
+	if len(of) > 0 {
+		what = "a bounding set within the list"
+	}
+	return threads(v, what, func(t probe.Thread) string {
+		if over := t.CapBnd &^ allowed; over != 0 {
+			return "has in its bounding set " + names(over)
+		}
+		return ""
+	})
+}
+
+func parentCapsNone(v *View, _ []string) Finding {
+	p, _, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	var others []probe.Process
+	for i, q := range p.Processes {
+		if i != p.Serving {
+			others = append(others, q)
+		}
+	}
+	if len(others) == 0 {
+		return holdsIf(true, "there is no other process")
+	}
+	out, n := eachThread(others, func(t probe.Thread) string {
+		if has := t.CapEff | t.CapPrm; has != 0 {
+			return "holds " + names(has)
+		}
+		return ""
+	})
+	return none(out, "no capability in %d threads of %d processes", n, len(others))
+}
+
+func noNewPrivs(v *View, _ []string) Finding {
+	return threads(v, "no_new_privs", func(t probe.Thread) string {
+		if t.NoNewPrivs == 1 {
+			return ""
+		}
+		return "has no_new_privs " + strconv.Itoa(t.NoNewPrivs)
+	})
+}
+
+func seccomp(v *View, _ []string) Finding {
+	return threads(v, "seccomp filter", func(t probe.Thread) string {
+		if t.Seccomp == 2 {
+			return ""
+		}
+		return "has seccomp mode " + strconv.Itoa(t.Seccomp)
+	})
+}
+
+// beforeGuest compares what the serving process may do before a front-end has connected with what it may do afterwards.
+func beforeGuest(v *View, _ []string) Finding {
+	p, f := factsOf[probe.Proc](v, scenario.ProbeProc, func(o result.Observation) bool {
+		return strings.HasSuffix(o.Step, "-"+scenario.AtStarted)
+	})
+	if f != nil {
+		return *f
+	}
+	before, f := servingOf(p)
+	if f != nil {
+		return *f
+	}
+	_, after, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	for _, kind := range []string{"mnt", "pid", "net", "user"} {
+		if before.Namespaces[kind] != after.Namespaces[kind] {
+			bad = append(bad, kind+" namespace is entered only after the front-end has connected")
+		}
+	}
+	union := func(p *probe.Process) (c uint64) {
+		for _, t := range p.Threads {
+			c |= t.CapEff | t.CapPrm
+		}
+		return c
+	}
+	if extra := union(before) &^ union(after); extra != 0 {
+		bad = append(bad, "holds until then "+names(extra))
+	}
+	weakest := func(p *probe.Process) int {
+		m := 2
+		for _, t := range p.Threads {
+			m = min(m, t.Seccomp)
+		}
+		return m
+	}
+	if weakest(before) < weakest(after) {
+		bad = append(bad, "has no seccomp filter until then")
+	}
+	if before.RootIsDir != after.RootIsDir {
+		bad = append(bad, "its root is the "+before.RootIsDir+"'s until then")
+	}
+	return none(bad, "namespaces, root, capabilities and seccomp do not change when the front-end connects")
+}
+
+func notHostRoot(v *View, _ []string) Finding {
+	return threads(v, "neither uid 0 nor gid 0 of the host", func(t probe.Thread) string {
+		if slices.Contains(t.UID[:], 0) || slices.Contains(t.GID[:], 0) {
+			return fmt.Sprintf("has uids %v and gids %v", t.UID, t.GID)
+		}
+		return ""
+	})
+}
+
+// view is an owner and mode in one word.
+func view(w guestproto.View) string {
+	if w.Errno != "" {
+		return w.Errno
+	}
+	s := fmt.Sprintf("%d:%d %s", w.UID, w.GID, w.Mode)
+	if w.ACL != "" {
+		s += " acl " + w.ACL
+	}
+	return s
+}
+
+func sameAsLocal(v *View, of []string) Finding {
+	id, f := facts[guestproto.Identity](v, guestproto.CallIdentity)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	n := 0
+	for _, o := range id.Created {
+		if len(of) > 0 && !slices.Contains(of, o.Kind) && !slices.Contains(of, "in:"+o.Parent) {
+			continue
+		}
+		n++
+		if !o.Same {
+			bad = append(bad, fmt.Sprintf("%s by %d:%d%s is %s, locally %s", o.Path, o.As.UID, o.As.GID, groups(o.As.Groups), view(o.Share), view(o.Local)))
+		}
+	}
+	if n == 0 {
+		return broken("nothing of %s was made", strings.Join(of, ", "))
+	}
+	if len(bad) > 0 {
+		return holdsIf(false, "%d of %d differ: %s", len(bad), n, some(bad, 3))
+	}
+	return holdsIf(true, "%d creations, all as on a local file system", n)
+}
+
+func groups(g []int) string {
+	if len(g) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" with groups %v", g)
+}
+
+func ownersOnHost(v *View, _ []string) Finding {
+	id, f := facts[guestproto.Identity](v, guestproto.CallIdentity)
+	if f != nil {
+		return *f
+	}
+	host, f := facts[probe.Owners](v, scenario.ProbeOwners)
+	if f != nil {
+		return *f
+	}
+	_, s, f := serving(v)
+	if f != nil {
+		return *f
+	}
+	uids, err := parseMap(s.UIDMap)
+	if err != nil {
+		return broken("uid_map: %v", err)
+	}
+	gids, err := parseMap(s.GIDMap)
+	if err != nil {
+		return broken("gid_map: %v", err)
+	}
+	onHost := map[string]probe.Owner{}
+	for _, o := range host.Entries {
+		onHost[o.Path] = o
+	}
+	var bad []string
+	n := 0
+	for _, o := range id.Created {
+		if o.Share.Errno != "" || o.Kind == "tmpfile" {
+			continue
+		}
+		n++
+		h, ok := onHost[o.Path]
+		uid, okU := uids.out(o.As.UID)
+		gid, okG := gids.out(o.Share.GID)
+		switch {
+		case !ok:
+			bad = append(bad, o.Path+" is not on the host")
+		case !okU || !okG:
+			bad = append(bad, fmt.Sprintf("%s was made as %d:%d, which the maps do not have", o.Path, o.As.UID, o.Share.GID))
+		case h.UID != uid || h.GID != gid:
+			bad = append(bad, fmt.Sprintf("%s belongs to %d:%d on the host, the maps say %d:%d", o.Path, h.UID, h.GID, uid, gid))
+		case o.Share.UID != o.As.UID:
+			bad = append(bad, fmt.Sprintf("%s made by %d belongs to %d in the guest", o.Path, o.As.UID, o.Share.UID))
+		}
+	}
+	if n == 0 {
+		return holdsIf(false, "no creation succeeded")
+	}
+	if len(bad) > 0 {
+		return holdsIf(false, "%d of %d: %s", len(bad), n, some(bad, 3))
+	}
+	return holdsIf(true, "%d files, each with the owner that the maps give", n)
+}
+
+// idMap is a uid_map or gid_map as the probe gives it: "inside outside count, …".
+type idMap [][3]int
+
+func parseMap(s string) (idMap, error) {
+	var m idMap
+	for line := range strings.SplitSeq(s, ",") {
+		var e [3]int
+		if n, err := fmt.Sscan(line, &e[0], &e[1], &e[2]); err != nil {
+			return nil, fmt.Errorf("line %q has %d numbers: %w", line, n, err)
+		}
+		m = append(m, e)
+	}
+	return m, nil
+}
+
+// out is the id outside for one inside.
+func (m idMap) out(id int) (int, bool) {
+	for _, e := range m {
+		if id >= e[0] && id-e[0] < e[2] {
+			return e[1] + id - e[0], true
+		}
+	}
+	return 0, false
+}
+
+// checks looks at whichever of the calls that give checks the names are of: the first word of a name says which.
+func checks(v *View, of []string) Finding {
+	var all []guestproto.Check
+	asked := false
+	for _, call := range []string{guestproto.CallPosixTest, guestproto.CallBasics, guestproto.CallDurability} {
+		var wanted []string
+		for _, n := range of {
+			if name, ok := strings.CutPrefix(n, call+":"); ok {
+				wanted = append(wanted, name)
+			}
+		}
+		if len(wanted) == 0 {
+			continue
+		}
+		asked = true
+		c, f := facts[struct {
+			Checks []guestproto.Check `json:"checks"`
+		}](v, call)
+		if f != nil {
+			return *f
+		}
+		for _, k := range c.Checks {
+			if matchAny(wanted, k.Name) {
+				all = append(all, k)
+			}
+		}
+	}
+	if !asked || len(all) == 0 {
+		return broken("no check has a name like %s", strings.Join(of, ", "))
+	}
+	var bad, skipped []string
+	for _, k := range all {
+		switch k.Status {
+		case guestproto.StatusPass:
+		case guestproto.StatusSkip:
+			skipped = append(skipped, k.Name+": "+k.Detail)
+		case guestproto.StatusUnsupported:
+			bad = append(bad, fmt.Sprintf("%s is not supported (%s)", k.Name, k.Errno))
+		default:
+			bad = append(bad, fmt.Sprintf("%s: %s %s", k.Name, k.Detail, k.Errno))
+		}
+	}
+	switch {
+	case len(bad) > 0:
+		return holdsIf(false, "%d of %d: %s", len(bad), len(all), some(bad, 3))
+	case len(skipped) == len(all):
+		return Finding{State: Neither, Skip: result.SkipKernel, Saw: some(skipped, 2)}
+	case len(skipped) > 0:
+		return holdsIf(true, "%d checks pass, %d declined (%s)", len(all)-len(skipped), len(skipped), some(skipped, 2))
+	}
+	return holdsIf(true, "%d checks pass", len(all))
+}
+
+func bigIO(v *View, _ []string) Finding {
+	b, f := facts[guestproto.BigIO](v, guestproto.CallBigIO)
+	if f != nil {
+		return *f
+	}
+	h, f := facts[probe.SHA256](v, scenario.ProbeSHA256)
+	switch {
+	case f != nil:
+		return *f
+	case b.Errno != "":
+		return holdsIf(false, "%s ended with %s", b.Failed, b.Errno)
+	case b.Bytes == 0 || b.WroteSHA256 == "":
+		return broken("nothing was written")
+	case b.WroteSHA256 != b.ReadSHA256:
+		return holdsIf(false, "the guest wrote %.12s and read back %.12s", b.WroteSHA256, b.ReadSHA256)
+	case h.SHA256 != b.WroteSHA256 || h.Bytes != b.Bytes:
+		return holdsIf(false, "the guest wrote %d bytes %.12s, the host reads %d bytes %.12s", b.Bytes, b.WroteSHA256, h.Bytes, h.SHA256)
+	}
+	return holdsIf(true, "%d MiB, sha256 %.12s on both sides", b.Bytes>>20, b.WroteSHA256)
+}
+
+func tree(v *View, _ []string) Finding {
+	t, f := facts[guestproto.Tree](v, guestproto.CallTree)
+	switch {
+	case f != nil:
+		return *f
+	case t.Files == 0:
+		return broken("no file was asked for")
+	}
+	n := t.Files
+	ok := t.Made == n && t.Listed == n && t.Renamed == n && t.ListedAfter == n && t.Removed == n && t.Left == 0 && len(t.Wrong) == 0
+	if !ok {
+		return holdsIf(false, "of %d: made %d, listed %d, renamed %d, listed %d, removed %d, left %d; %s",
+			n, t.Made, t.Listed, t.Renamed, t.ListedAfter, t.Removed, t.Left, some(t.Wrong, 3))
+	}
+	return holdsIf(true, "%d files made, listed, renamed, listed and removed", n)
+}
+
+func cleanExit(v *View, _ []string) Finding {
+	e, f := facts[probe.Exit](v, scenario.ProbeExit)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	if !e.GuestDone {
+		bad = append(bad, "the guest did not say done")
+	}
+	if e.QEMU != 0 {
+		bad = append(bad, fmt.Sprintf("QEMU ended with status %d", e.QEMU))
+	}
+	switch {
+	case e.Killed:
+		bad = append(bad, fmt.Sprintf("the daemon still ran %.0f s after QEMU had ended, and was killed", e.Seconds))
+	case e.Signal != "":
+		bad = append(bad, "the daemon was ended by "+e.Signal)
+	case e.Status != 0:
+		bad = append(bad, fmt.Sprintf("the daemon ended with status %d", e.Status))
+	}
+	return none(bad, "all ended with status 0, the daemon within %.0f s", max(1, e.Seconds))
+}
+
+func leftProcesses(v *View, _ []string) Finding {
+	e, f := facts[probe.Exit](v, scenario.ProbeExit)
+	if f != nil {
+		return *f
+	}
+	return holdsIf(len(e.Processes) == 0, "%d processes left", len(e.Processes))
+}
+
+func leftMounts(v *View, _ []string) Finding {
+	e, f := facts[probe.Exit](v, scenario.ProbeExit)
+	if f != nil {
+		return *f
+	}
+	return none(e.Mounts, "no mount left")
+}
+
+func leftFiles(v *View, _ []string) Finding {
+	e, f := facts[probe.Exit](v, scenario.ProbeExit)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	for _, n := range e.Files {
+		bad = append(bad, path.Base(n)+" is left")
+	}
+	return none(bad, "socket and pid file are gone")
+}
+
+func quietLog(v *View, _ []string) Finding {
+	l, f := facts[probe.Log](v, scenario.ProbeLog)
+	if f != nil {
+		return *f
+	}
+	return none(l.Trouble, "%d lines, none of a crash", len(l.Lines))
+}
+
+func guestKernel(v *View, _ []string) Finding {
+	i, f := facts[guestproto.Info](v, guestproto.CallInfo)
+	if f != nil {
+		return *f
+	}
+	return none(i.KernelTrouble, "no fault in the kernel log of Linux %s", i.Release)
+}
+
+func queues(v *View, _ []string) Finding {
+	i, f := facts[guestproto.Info](v, guestproto.CallInfo)
+	if f != nil {
+		return *f
+	}
+	want := max(1, v.Scenario.Guest.RequestQueues)
+	for _, d := range i.Devices {
+		if d.RequestQueues < 0 {
+			return Finding{State: Neither, Skip: result.SkipKernel, Saw: "this guest kernel does not show how many queues there are"}
+		}
+		if d.RequestQueues != want {
+			return holdsIf(false, "%s has %d request queues, the scenario asks for %d", d.Name, d.RequestQueues, want)
+		}
+	}
+	if len(i.Devices) == 0 {
+		return holdsIf(false, "the guest has no virtio-fs device")
+	}
+	return holdsIf(true, "%d request queues", want)
+}
