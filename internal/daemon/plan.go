@@ -36,5 +36,27 @@ func fsConfig(o config.Options, limit uint64, log *slog.Logger) (passthrough.Con
 		}[o.InodeFileHandles],
 		Logger: log,
 	}
+	var err error
+	if o.XattrMap != "" {
+		if c.XattrMap, err = passthrough.ParseXattrMap(o.XattrMap); err != nil {
+			return c, fmt.Errorf("--xattrmap: %w", err)
+		}
+	}
+	if len(o.TranslateUID) > 0 {
+		if c.TranslateUID, err = passthrough.ParseTranslation(o.TranslateUID); err != nil {
+			return c, fmt.Errorf("--translate-uid: %w", err)
+		}
+	}
+	if len(o.TranslateGID) > 0 {
+		if c.TranslateGID, err = passthrough.ParseTranslation(o.TranslateGID); err != nil {
+			return c, fmt.Errorf("--translate-gid: %w", err)
+		}
+	}
+	if limit > 0 && limit < minFiles {
+		return c, fmt.Errorf("the limit of open files is %d: fewer than %d do not suffice; raise it (ulimit -n, LimitNOFILE=)", limit, minFiles)
+	}
 	return c, nil
 }
+
+// minFiles is the least limit of open files to start with: the queues' and the memory's descriptors, and some for the guest.
+const minFiles = 512
