@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -153,6 +154,8 @@ const (
 
 // Expect says what must come out.
 type Expect struct {
+	// Claim is an id, or in the file a pattern of path.Match such as semantics/*, which stands for every claim that no
+	// longer pattern and no id of the file is about. Validate puts the ids in the pattern's place.
 	Claim   string  `toml:"claim"`
 	Outcome Outcome `toml:"outcome"`
 	Because string  `toml:"because"`
@@ -166,7 +169,7 @@ var idForm = regexp.MustCompile(`^[a-z]-[a-z0-9]+(-[a-z0-9]+)*$`)
 // Validate checks a scenario against the claims there are.
 func (s *Scenario) Validate(claims []claim.Claim) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("scenario %s: %s", s.ID, fmt.Sprintf(format, args...))
+		return fmt.Errorf("scenario %s: %w", s.ID, fmt.Errorf(format, args...))
 	}
 	switch {
 	case !idForm.MatchString(s.ID):
@@ -219,11 +222,14 @@ func (s *Scenario) Validate(claims []claim.Claim) error {
 			return bad("plant %s: unknown kind %q", p.Path, p.Kind)
 		}
 	}
+	expect, err := s.expand(claims)
+	if err != nil {
+		return bad("%w", err)
+	}
+	s.Expect = expect
 	for _, e := range s.Expect {
 		i := slices.IndexFunc(claims, func(c claim.Claim) bool { return c.ID == e.Claim })
 		switch {
-		case i < 0:
-			return bad("expects the unknown claim %q", e.Claim)
 		case e.Outcome != Holds && e.Outcome != Absent && e.Outcome != Refused:
 			return bad("claim %s: outcome %q is not holds, absent or refused", e.Claim, e.Outcome)
 		case e.Because == "":
@@ -241,6 +247,41 @@ func (s *Scenario) Validate(claims []claim.Claim) error {
 		}
 	}
 	return nil
+}
+
+// expand puts ids in the place of patterns, and sorts by id. Of several entries for a claim and the same implementations, the longest
+// pattern counts, and an id before any pattern.
+func (s *Scenario) expand(claims []claim.Claim) ([]Expect, error) {
+	var all []Expect
+	for _, e := range s.Expect {
+		hit := func(c claim.Claim) bool { return match(e.Claim, c.ID) }
+		if !slices.ContainsFunc(claims, hit) {
+			return nil, fmt.Errorf("expects the unknown claim %q", e.Claim)
+		}
+	}
+	for _, c := range claims {
+		best := map[string]Expect{} // by the implementations that an entry is restricted to
+		for _, e := range s.Expect {
+			if !match(e.Claim, c.ID) {
+				continue
+			}
+			key := strings.Join(e.Impls, " ")
+			old, there := best[key]
+			switch {
+			case there && len(old.Claim) == len(e.Claim):
+				return nil, fmt.Errorf("claim %s is expected twice, by %q and %q", c.ID, old.Claim, e.Claim)
+			case there && (old.Claim == c.ID || len(old.Claim) > len(e.Claim) && e.Claim != c.ID):
+			default:
+				best[key] = e
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(best)) {
+			e := best[key]
+			e.Claim = c.ID
+			all = append(all, e)
+		}
+	}
+	return all, nil
 }
 
 // Runs reports whether the scenario is for this implementation.
