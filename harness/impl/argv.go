@@ -3,23 +3,16 @@ package impl
 import (
 	"fmt"
 	"strconv"
+	"strings"
+
+	"virtiofsd/harness/scenario"
 )
 
-// Options are what a daemon is asked to do, in neutral words. Zero values leave the daemon's default.
+// Options are what a daemon is asked to do: a scenario's neutral words, and where.
 type Options struct {
-	SharedDir       string
-	SocketPath      string
-	Sandbox         string // namespace, pivot_root, chroot, none
-	Cache           string // auto, always, metadata, never
-	Xattr           bool
-	PosixACL        bool
-	Readonly        bool
-	Writeback       bool
-	ThreadPoolSize  int
-	UIDMap          []string // as in --uid-map
-	GIDMap          []string
-	NoFailSetgroups bool
-	Extra           []string // arguments of the ours and rust dialects, as they are
+	SharedDir  string
+	SocketPath string
+	scenario.Options
 }
 
 // InexpressibleError says that a daemon has no option for something.
@@ -61,16 +54,22 @@ func (i *Impl) rust(o Options) ([]string, error) {
 			return nil, i.no("--no-fail-setgroups")
 		}
 	}
-	if o.Sandbox != "" {
-		args = append(args, "--sandbox="+o.Sandbox)
-	}
-	if o.Cache != "" {
-		args = append(args, "--cache="+o.Cache)
+	for _, f := range []struct{ flag, value string }{
+		{"--sandbox", o.Sandbox}, {"--cache", o.Cache}, {"--inode-file-handles", o.InodeFileHandles},
+		{"--modcaps", o.Modcaps}, {"--seccomp", o.Seccomp},
+	} {
+		if f.value != "" {
+			args = append(args, f.flag+"="+f.value)
+		}
 	}
 	for _, f := range []struct {
-		on   bool
 		flag string
-	}{{o.Xattr, "--xattr"}, {o.PosixACL, "--posix-acl"}, {o.Readonly, "--readonly"}, {o.Writeback, "--writeback"}, {o.NoFailSetgroups, "--no-fail-setgroups"}} {
+		on   bool
+	}{
+		{"--xattr", o.Xattr}, {"--posix-acl", o.PosixACL}, {"--security-label", o.SecurityLabel}, {"--readonly", o.Readonly},
+		{"--writeback", o.Writeback}, {"--killpriv-v2", o.KillprivV2}, {"--allow-direct-io", o.AllowDirectIO},
+		{"--allow-mmap", o.AllowMmap}, {"--announce-submounts", o.AnnounceSubmounts}, {"--no-fail-setgroups", o.NoFailSetgroups},
+	} {
 		if f.on {
 			args = append(args, f.flag)
 		}
@@ -78,11 +77,15 @@ func (i *Impl) rust(o Options) ([]string, error) {
 	if o.ThreadPoolSize > 0 {
 		args = append(args, "--thread-pool-size="+strconv.Itoa(o.ThreadPoolSize))
 	}
-	for _, m := range o.UIDMap {
-		args = append(args, "--uid-map="+m)
-	}
-	for _, m := range o.GIDMap {
-		args = append(args, "--gid-map="+m)
+	for _, l := range []struct {
+		flag   string
+		values []string
+	}{
+		{"--uid-map", o.UIDMap}, {"--gid-map", o.GIDMap}, {"--translate-uid", o.TranslateUID}, {"--translate-gid", o.TranslateGID},
+	} {
+		for _, v := range l.values {
+			args = append(args, l.flag+"="+v)
+		}
 	}
 	return append(args, o.Extra...), nil
 }
@@ -106,24 +109,29 @@ func (i *Impl) c(o Options) ([]string, error) {
 	default:
 		return nil, i.no("cache " + o.Cache)
 	}
-	switch {
-	case o.Readonly:
-		return nil, i.no("readonly")
-	case len(o.UIDMap) > 0 || len(o.GIDMap) > 0:
-		return nil, i.no("id maps")
-	case o.NoFailSetgroups:
-		return nil, i.no("--no-fail-setgroups")
-	case len(o.Extra) > 0:
-		return nil, i.no(fmt.Sprint(o.Extra))
+	for _, no := range []struct {
+		what string
+		is   bool
+	}{
+		{"readonly", o.Readonly}, {"id maps", len(o.UIDMap)+len(o.GIDMap) > 0}, {"id translation", len(o.TranslateUID)+len(o.TranslateGID) > 0},
+		{"--no-fail-setgroups", o.NoFailSetgroups}, {"--inode-file-handles", o.InodeFileHandles != ""}, {"--seccomp", o.Seccomp != ""},
+		{"--allow-mmap", o.AllowMmap}, {strings.Join(o.Extra, " "), len(o.Extra) > 0},
+	} {
+		if no.is {
+			return nil, i.no(no.what)
+		}
 	}
-	if o.Xattr {
-		words += ",xattr"
-	}
-	if o.PosixACL {
-		words += ",posix_acl"
-	}
-	if o.Writeback {
-		words += ",writeback"
+	for _, w := range []struct {
+		word string
+		on   bool
+	}{
+		{"xattr", o.Xattr}, {"posix_acl", o.PosixACL}, {"security_label", o.SecurityLabel}, {"writeback", o.Writeback},
+		{"killpriv_v2", o.KillprivV2}, {"allow_direct_io", o.AllowDirectIO}, {"announce_submounts", o.AnnounceSubmounts},
+		{"modcaps=" + o.Modcaps, o.Modcaps != ""},
+	} {
+		if w.on {
+			words += "," + w.word
+		}
 	}
 	args := []string{"--socket-path=" + o.SocketPath, "-o", words}
 	if o.ThreadPoolSize > 0 {

@@ -9,11 +9,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"virtiofsd/harness/scenario"
 	"virtiofsd/internal/testenv"
 )
 
 func TestArgv(t *testing.T) {
-	o := Options{SharedDir: "/srv", SocketPath: "/run/s", Sandbox: "namespace", Cache: "never", Xattr: true, ThreadPoolSize: 4}
+	o := Options{SharedDir: "/srv", SocketPath: "/run/s", Options: scenario.Options{Sandbox: "namespace", Cache: "never", Xattr: true, ThreadPoolSize: 4}}
 	c := &Impl{Name: "c", Dialect: DialectC, Path: "/c"}
 	argv, err := c.Argv(o)
 	require.NoError(t, err)
@@ -32,17 +33,17 @@ func TestWhatCannotBeSaid(t *testing.T) {
 	ours := &Impl{Name: "ours", Dialect: DialectOurs}
 	for _, tc := range []struct {
 		impl *Impl
-		o    Options
+		o    scenario.Options
 	}{
-		{c, Options{Sandbox: "none"}}, {c, Options{Sandbox: "pivot_root"}}, {c, Options{Cache: "metadata"}}, {c, Options{Readonly: true}},
-		{c, Options{UIDMap: []string{"x"}}}, {c, Options{Extra: []string{"x"}}}, {c, Options{NoFailSetgroups: true}},
-		{rust, Options{Sandbox: "pivot_root"}}, {rust, Options{NoFailSetgroups: true}},
+		{c, scenario.Options{Sandbox: "none"}}, {c, scenario.Options{Sandbox: "pivot_root"}}, {c, scenario.Options{Cache: "metadata"}}, {c, scenario.Options{Readonly: true}},
+		{c, scenario.Options{UIDMap: []string{"x"}}}, {c, scenario.Options{Extra: []string{"x"}}}, {c, scenario.Options{Seccomp: "log"}}, {c, scenario.Options{NoFailSetgroups: true}},
+		{rust, scenario.Options{Sandbox: "pivot_root"}}, {rust, scenario.Options{NoFailSetgroups: true}},
 	} {
-		_, err := tc.impl.Argv(tc.o)
+		_, err := tc.impl.Argv(Options{Options: tc.o})
 		var no *InexpressibleError
 		assert.True(t, errors.As(err, &no), "%s %+v: %v", tc.impl.Name, tc.o, err)
 		if tc.impl != c {
-			_, err = ours.Argv(tc.o)
+			_, err = ours.Argv(Options{Options: tc.o})
 			assert.NoError(t, err)
 		}
 	}
