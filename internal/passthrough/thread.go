@@ -25,6 +25,7 @@ type thread struct {
 	offIn   int64
 	offOut  int64
 	path    [16]byte
+	groups  []uint32 // the caller's, translated
 	iov     []unix.Iovec
 	dents   []byte
 	names   []byte
@@ -60,7 +61,17 @@ func (t *thread) become(c *fuse.Caller) unix.Errno {
 	if e != 0 {
 		return e
 	}
-	return t.cred.Become(uid, gid, c.Groups)
+	groups := c.Groups
+	if tr := t.fs.cfg.TranslateGID; tr != nil && len(groups) > 0 {
+		t.groups = t.groups[:0]
+		for _, id := range groups { // one that the guest may not use is left out: it may do without
+			if host, e := tr.ToHost(id); e == 0 {
+				t.groups = append(t.groups, host)
+			}
+		}
+		groups = t.groups
+	}
+	return t.cred.Become(uid, gid, groups)
 }
 
 // becomeWith is become for what is created with a umask: where the guest did not apply it (DONT_MASK), this thread has to,

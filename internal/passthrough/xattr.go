@@ -57,6 +57,9 @@ func isACL(name []byte) bool {
 // Getxattr implements fuse.Thread.
 func (t *thread) Getxattr(node uint64, name fuse.Name, buf []byte) (int, unix.Errno) {
 	n, path, host, e := t.attributes(node, name)
+	if e == unix.EPERM && t.fs.cfg.XattrMap != nil { // what the map denies is not there to be read
+		return 0, unix.ENODATA
+	}
 	if e != 0 {
 		return 0, e
 	}
