@@ -65,9 +65,9 @@ func (v View) Store32(off uint64, x uint32) { *(*uint32)(v.at(off, 4)) = x }
 // StoreRelease32 writes the aligned 32-bit word at off after all stores before it, and before all loads behind it.
 func (v View) StoreRelease32(off uint64, x uint32) { atomic.StoreUint32((*uint32)(v.at(off, 4)), x) }
 
-// Fence orders every store before it against every load behind it; word is any word of the caller's own.
-// A sequentially consistent read-modify-write does that on all architectures that Go runs on.
-func Fence(word *atomic.Uint32) { word.Add(1) }
+// Fence orders every store before it against every atomic load behind it; word is any word of the caller's own. A sequentially
+// consistent store does that: an exchange on amd64; a store-release on arm64, which no later load-acquire passes.
+func Fence(word *atomic.Uint32) { word.Store(1) }
 
 // CopyIn copies from the start of iov to dst and returns how many bytes there were.
 func CopyIn(dst []byte, iov []unix.Iovec) int {

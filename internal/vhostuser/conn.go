@@ -13,7 +13,7 @@ import (
 // Conn is a connection to one front-end.
 type Conn struct {
 	u    *net.UnixConn
-	oob  [1024]byte // room for SCM_MAX_FD descriptors: what we do not see we could not close
+	oob  [1040]byte // room for SCM_MAX_FD (253) descriptors
 	head [vhostabi.HeaderSize]byte
 	body [vhostabi.MaxPayload]byte
 }
@@ -100,6 +100,20 @@ func parseFDs(oob []byte) (fds []int) {
 		}
 	}
 	return fds
+}
+
+// gone reports whether the front-end has left, whatever it sent before.
+func (c *Conn) gone() (left bool) {
+	raw, err := c.u.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(p, 0)
+		left = err == nil && n > 0 && p[0].Revents != 0
+	})
+	return left || err != nil
 }
 
 // reply answers m with a payload.

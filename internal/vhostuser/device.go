@@ -25,6 +25,7 @@ const protocolFeatures = vhostabi.ProtocolMQ | vhostabi.ProtocolReplyAck | vhost
 
 // device is what one front-end has set up over one connection.
 type device struct {
+	ctx     context.Context
 	cfg     Config
 	backend Backend
 	log     *slog.Logger
@@ -49,11 +50,18 @@ type Stats func() []Counters
 
 // Serve serves one front-end until it leaves (nil), ctx ends (nil, requests under way being finished first), or it breaks the
 // protocol (the error says how). The connection is closed in any case. started, if not nil, gets the counters' source.
-func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Stats)) error {
+//
+// An error that is [ErrStuck] says that requests do not end: threads of the device still work in the backend and in guest memory, and
+// the process should end.
+func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Stats)) (err error) {
 	defer c.Close()
-	d := &device{cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1}
+	d := &device{ctx: ctx, cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1}
 	d.monitor = newMonitor(d)
-	defer d.shutdown()
+	defer func() {
+		if stuck := d.shutdown(); stuck != nil {
+			err = errors.Join(err, stuck)
+		}
+	}()
 	for i := range d.cfg.MaxRequestQueues + 1 {
 		q, err := newQueue(d, i)
 		if err != nil {
@@ -66,7 +74,7 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 		started(d.stats)
 	}
 
-	stop := context.AfterFunc(ctx, func() { c.u.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { c.u.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
 		m, err := c.receive()
@@ -78,19 +86,53 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 		}
 		err = d.handle(&m)
 		m.closeFDs()
-		if err != nil {
+		switch {
+		case ctx.Err() != nil, errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
 			return err
 		}
 		d.reap()
 	}
 }
 
-// shutdown ends the queues, waits for their workers, and gives everything back.
-func (d *device) shutdown() {
+// ErrStuck says that requests under way did not end when they had to.
+var ErrStuck = errors.New("they are stuck in the host's file system")
+
+// How long requests under way may take to end once the front-end has left, and once the process is to end.
+const (
+	leftPatience = 10 * time.Second
+	stopPatience = 800 * time.Millisecond
+)
+
+// shutdown ends the queues, waits for their workers, and gives everything back; where workers do not end, nothing.
+func (d *device) shutdown() error {
 	for _, q := range d.queues {
+		q.halt()
+	}
+	until := time.Now().Add(leftPatience)
+	giveUp := func() error {
+		if d.ctx.Err() != nil {
+			if latest := time.Now().Add(stopPatience - drainPatience); latest.Before(until) {
+				until = latest
+			}
+		}
+		if time.Now().After(until) {
+			return ErrStuck
+		}
+		return nil
+	}
+	var stuck error
+	for _, q := range d.queues {
+		if _, err := q.stop(giveUp); err != nil {
+			stuck = errors.Join(stuck, err)
+		}
 		q.close()
 	}
 	close(d.monitor.quit)
+	if stuck != nil {
+		return stuck
+	}
 	d.workers.Wait()
 	d.backend.Reset()
 	for _, q := range d.queues {
@@ -102,6 +144,19 @@ func (d *device) shutdown() {
 	for _, t := range append(d.retired, d.mem) {
 		t.Drop()
 	}
+	return nil
+}
+
+// goOn is asked while a message waits for requests to end: there is no bound to that, a front-end that waits for its ring wants it
+// whole, but nobody has to wait for a front-end that has left, or when the process is to end.
+func (d *device) goOn() error {
+	if err := d.ctx.Err(); err != nil {
+		return err
+	}
+	if d.conn.gone() {
+		return io.EOF
+	}
+	return nil
 }
 
 func (d *device) stats() []Counters {
@@ -123,6 +178,11 @@ func (d *device) handle(m *message) error {
 	switch {
 	case reply != nil && err == nil:
 		return d.conn.reply(m, reply)
+	case m.Request == vhostabi.GetConfig && err != nil:
+		d.log.Error("message refused", "err", err)
+		return d.conn.reply(m, nil) // "a zero-size payload indicates an error"
+	case errors.Is(err, io.EOF), hasReply[m.Request]:
+		return err // what would be sent as a status would be taken for the reply
 	case !m.NeedReply() || d.protocol&vhostabi.ProtocolReplyAck == 0:
 		return err
 	}
@@ -155,8 +215,10 @@ func (d *device) dispatch(m *message) (reply []byte, err error) {
 	case vhostabi.SetOwner:
 		return nil, d.empty(m)
 	case vhostabi.ResetOwner, vhostabi.ResetDevice:
-		d.reset()
-		return nil, d.empty(m)
+		if err := d.empty(m); err != nil {
+			return nil, err
+		}
+		return nil, d.reset()
 	case vhostabi.SetMemTable:
 		return nil, d.setMemTable(m)
 	case vhostabi.AddMemReg:
@@ -193,6 +255,14 @@ func (d *device) dispatch(m *message) (reply []byte, err error) {
 var fdsOf = map[vhostabi.Request]int{
 	vhostabi.SetMemTable: vhostabi.MaxFDs, vhostabi.AddMemReg: 1, vhostabi.SetVringKick: 1, vhostabi.SetVringCall: 1,
 	vhostabi.SetVringErr: 1, vhostabi.SetBackendReqFD: 1,
+}
+
+// hasReply are the requests whose reply is not a status.
+var hasReply = map[vhostabi.Request]bool{
+	vhostabi.GetFeatures: true, vhostabi.GetProtocolFeatures: true, vhostabi.GetQueueNum: true, vhostabi.GetVringBase: true,
+	vhostabi.GetConfig: true, vhostabi.GetMaxMemSlots: true, vhostabi.GetStatus: true, vhostabi.GetInflightFD: true,
+	vhostabi.SetLogBase: true, vhostabi.GetSharedObject: true, vhostabi.SetDeviceStateFD: true, vhostabi.CheckDeviceState: true,
+	vhostabi.PostcopyAdvise: true, vhostabi.PostcopyEnd: true, vhostabi.CreateCryptoSession: true,
 }
 
 func (d *device) empty(m *message) error {
@@ -330,7 +400,11 @@ func (d *device) vringState(m *message) ([]byte, error) {
 	}
 	switch m.Request {
 	case vhostabi.GetVringBase:
-		return vhostabi.VringState{Index: s.Index, Num: uint32(q.stop())}.AppendTo(nil), nil
+		base, err := q.stop(d.goOn)
+		if err != nil {
+			return nil, err
+		}
+		return vhostabi.VringState{Index: s.Index, Num: uint32(base)}.AppendTo(nil), nil
 	case vhostabi.SetVringNum:
 		err = s.ValidateNum()
 	case vhostabi.SetVringBase:
@@ -397,12 +471,17 @@ func (d *device) setVringFD(m *message) error {
 	if err != nil {
 		return err
 	}
+	for _, fd := range m.fds {
+		if err := isEvent(fd); err != nil {
+			return fmt.Errorf("queue %d: %w", v.Index(), err)
+		}
+	}
 	switch m.Request {
 	case vhostabi.SetVringCall:
-		q.setFD(&q.call, m.take())
+		q.setEvent(&q.call, m.take())
 		return nil
 	case vhostabi.SetVringErr:
-		q.setFD(&q.errfd, m.take())
+		q.setEvent(&q.errfd, m.take())
 		return nil
 	}
 	if err := q.setKick(m.take()); err != nil {
@@ -414,6 +493,18 @@ func (d *device) setVringFD(m *message) error {
 		q.mu.Unlock()
 	}
 	return q.start(d.mem, d.ringFeatures())
+}
+
+// isEvent refuses descriptors on which a write could block or do something: an eventfd is an anonymous inode, which has no file type.
+func isEvent(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("look at the descriptor: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != 0 {
+		return errors.New("the descriptor is no eventfd")
+	}
+	return nil
 }
 
 func (d *device) getConfig(m *message) ([]byte, error) {
@@ -447,21 +538,27 @@ func (d *device) setStatus(m *message) error {
 	}
 	d.status = uint8(s)
 	if s == 0 {
-		d.reset()
+		return d.reset()
 	}
 	return nil
 }
 
 // reset stops the queues and has the backend forget the session. Memory and features stay, as the front-end sets them again.
-func (d *device) reset() {
+func (d *device) reset() error {
 	for _, q := range d.queues {
-		q.stop()
+		q.halt()
+	}
+	for _, q := range d.queues {
+		if _, err := q.stop(d.goOn); err != nil {
+			return err
+		}
 		q.mu.Lock()
 		q.enabled, q.base = false, 0
 		q.mu.Unlock()
 	}
 	d.status = 0
 	d.backend.Reset()
+	return nil
 }
 
 // complaints limits log lines about what a guest does wrong: one a second, with the number of those that were left out.

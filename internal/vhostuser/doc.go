@@ -8,21 +8,33 @@
 // A queue has workers: goroutines locked to an OS thread each, for life, since a [Handler] may change the thread's credentials.
 // One of them leads. The leader polls the ring for a bounded time, sleeps in epoll_wait on the kick eventfd (edge-triggered: the
 // eventfd is never read), takes one chain at a time and serves it on the spot. So a request that comes alone costs no hand-off, and
-// what has not been started stays in the ring, where another worker can take it.
+// what has not been started stays in the ring, where another worker can take it. Spare workers block in the read of an eventfd: a
+// locked goroutine that waits in Go's scheduler instead takes two wake-ups to get going.
 //
-// Leadership passes on in two cases. A leader about to move much data while more requests wait gives it to a spare worker, so that
-// both copy at once. And a monitor, which ticks only while there is work, finds leaders that have been inside one request for
-// longer than a tick: a slow disk, a lock, a FIFO. Nobody tries calls in a non-blocking form first, which would cost the common case
-// a second system call; blocking is noticed when it happens. A leader that lost its role finishes its request and becomes a spare.
+// Others come to work beside the leader, taking from the same ring, in three cases.
+//   - The leader is blocked inside a request: a lock, a FIFO, a slow disk. A monitor, which ticks only while there is work, finds that
+//     out within two milliseconds and gives the leadership away. Nobody tries calls in a non-blocking form first, which would cost the
+//     common case a second system call; blocking is noticed when it happens.
+//   - Requests wait in the ring while those served take long and the leader's thread uses little processor time: a disk again, less slow.
+//     The monitor doubles the number of workers wanted with each tick, and takes them back when requests become fast.
+//   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one.
+//
+// Cheap requests at depth stay with one worker: two would share the ring's cache lines and wake each other.
 //
 // # Locks
 //
-// Each queue has one mutex: it guards the ring, the messages' settings and the leadership, is held for some tens of nanoseconds per
-// request, and never while a request is served or a thread sleeps. The device's mutex guards the memory table and is taken by
-// control messages only. Order: device before queue.
+// Each queue has one mutex: it guards the ring, the messages' settings and the roles of workers. It is held for some tens of
+// nanoseconds per request, and never while a request is served, an eventfd of the front-end is written, or a line is logged: each of
+// those may block. The monitor takes it by TryLock only, but for the moment before it parks. No lock is shared by two queues.
 //
 // # Memory
 //
 // A change of memory makes a new table and moves every ring to it. Requests under way keep the table that they started with; it is
 // unmapped when the last of them is done, so a request that blocks for ever holds up nobody.
+//
+// # The end
+//
+// A queue that stops finishes what is under way. GET_VRING_BASE waits for that as long as the front-end does: it may not have its ring
+// back while somebody writes to the guest's memory. When the front-end has left or the process is to end, patience is bounded; what then
+// is still inside the host's file system keeps its memory, and [ErrStuck] tells the caller to end the process.
 package vhostuser

@@ -2,6 +2,7 @@ package vhostuser
 
 import (
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -13,9 +14,15 @@ const (
 	monitorTick = 1 * time.Millisecond
 	// monitorLinger is for how many ticks without a request the monitor goes on before it parks.
 	monitorLinger = 50
+	// slowBelow is how many requests a tick a worker has to finish to count as fast: 50 µs for each. Below that, and with more of them
+	// waiting, waking another thread costs less than what it saves.
+	slowBelow = 20
+	// maxWaiting is the most workers that are put to work on requests which wait for something but are not blocked for long: a disk.
+	maxWaiting = 16
 )
 
-// monitor finds leaders that are blocked inside a request. Its thread ticks only while requests come in.
+// monitor watches over the queues of a device. It finds leaders that are blocked inside a request, and queues whose requests wait for
+// something slow while others are to be served. Its thread ticks only while requests come in.
 type monitor struct {
 	dev    *device
 	parked atomic.Bool
@@ -23,11 +30,19 @@ type monitor struct {
 	quit   chan struct{}
 }
 
+// seen is what the monitor remembers of a queue from tick to tick.
+type seen struct {
+	leader   *worker
+	serial   uint64
+	requests uint64
+	cpu      time.Duration // of the leader's thread
+}
+
 func newMonitor(d *device) *monitor {
 	return &monitor{dev: d, wake: make(chan struct{}, 1), quit: make(chan struct{})}
 }
 
-// awake is called by leaders when they come out of a sleep.
+// awake is called by leaders when they come out of a sleep, with their queue's mutex held.
 func (m *monitor) awake() {
 	if m.parked.Load() {
 		select {
@@ -38,24 +53,11 @@ func (m *monitor) awake() {
 }
 
 func (m *monitor) run() {
-	runtime.LockOSThread() // so that a tick is a nanosleep of one thread, without the scheduler's timers
-	type seen struct{ requests, serial uint64 }
+	runtime.LockOSThread()      // so that a tick is a nanosleep of one thread, without the scheduler's timers
+	debug.SetPanicOnFault(true) // it looks into rings
 	last := make([]seen, len(m.dev.queues))
-	for quietTicks := 0; ; {
-		switch {
-		case quietTicks == monitorLinger:
-			m.parked.Store(true) // one tick more: a leader that came out of its sleep before this line is seen then
-		case quietTicks > monitorLinger:
-			select {
-			case <-m.wake:
-			case <-m.quit:
-				return
-			}
-			quietTicks = 0
-		}
-		if quietTicks < monitorLinger && m.parked.Load() {
-			m.parked.Store(false)
-		}
+	quiet := 0
+	for {
 		ts := unix.NsecToTimespec(int64(monitorTick))
 		unix.Nanosleep(&ts, nil)
 		select {
@@ -63,24 +65,92 @@ func (m *monitor) run() {
 			return
 		default:
 		}
-		quietTicks++
-		for i, q := range m.dev.queues {
-			if !q.mu.TryLock() {
-				quietTicks = 0 // somebody is at work there
-				continue
+		if m.look(last) {
+			quiet = 0
+			continue
+		}
+		if quiet++; quiet < monitorLinger {
+			continue
+		}
+		// A leader that wakes up from here on sees that we are parked; one that woke before is seen to be awake.
+		m.parked.Store(true)
+		if !m.look(last) {
+			for _, q := range m.dev.queues {
+				q.mu.Lock()
+				q.trim()
+				q.mu.Unlock()
 			}
-			if q.counters.Requests != last[i].requests {
-				last[i].requests = q.counters.Requests
-				quietTicks = 0
+			select {
+			case <-m.wake:
+			case <-m.quit:
+				return
 			}
-			if w := q.leader; w != nil && w.serving {
-				if w.serial == last[i].serial && q.running() {
-					q.counters.Takeovers++
-					q.pass(MaxWorkers)
-				}
-				last[i].serial = w.serial
-			}
-			q.mu.Unlock()
+		}
+		m.parked.Store(false)
+		quiet = 0
+	}
+}
+
+// look looks at all queues once and reports whether any is at work.
+func (m *monitor) look(last []seen) (busy bool) {
+	for i, q := range m.dev.queues {
+		if !q.mu.TryLock() {
+			busy = true // somebody is at work there
+			continue
+		}
+		if q.counters.Requests != last[i].requests || q.leader != nil && !q.asleep {
+			busy = true
+			q.watch(&last[i])
+		}
+		q.mu.Unlock()
+	}
+	return busy
+}
+
+// watch does for one queue what a tick is for. The caller holds mu.
+func (q *queue) watch(last *seen) {
+	w := q.leader
+	served := q.counters.Requests - last.requests
+	was := *last
+	*last = seen{leader: w, requests: q.counters.Requests}
+	if w == nil || !q.running() {
+		return
+	}
+	last.serial = w.serial
+	blocked := w.away && w == was.leader && w.serial == was.serial
+	if served >= slowBelow*uint64(max(q.active, 1)) {
+		q.want = 1
+	} else if n, err := q.pending(); err == nil && n > 0 {
+		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
+		// no use, but for large replies, which call for help themselves.
+		last.cpu = threadCPU(w.tid)
+		switch {
+		case blocked:
+			q.want = min(2*q.want, MaxWorkers)
+		case w == was.leader && was.cpu != 0 && last.cpu-was.cpu < monitorTick/2:
+			q.want = max(q.want, min(2*q.want, maxWaiting))
+		default:
+			q.want = max(1, q.want/2)
 		}
 	}
+	if blocked {
+		q.leader = nil
+		if q.call1(MaxWorkers) {
+			q.counters.Takeovers++
+		} else {
+			q.leader = w
+		}
+	} else {
+		q.help()
+	}
+}
+
+// threadCPU is the processor time of one of our threads: its number makes a clock (include/linux/posix-timers_types.h: per thread,
+// scheduler's clock). It is 0 where there is no such thread any more.
+func threadCPU(tid int) time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(int32(^tid)<<3|6, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }

@@ -1,10 +1,8 @@
 package vhostuser
 
 import (
-	"errors"
+	"encoding/binary"
 	"fmt"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -14,99 +12,168 @@ import (
 	"virtiofsd/internal/virtqueue"
 )
 
-// largeRequest is how many bytes a request has to carry for its leader to let a spare take the next one meanwhile: copying them takes
-// longer than waking a thread does.
-const largeRequest = 64 << 10
-
-// maxSpares is how many idle workers a queue keeps; more come only when many were blocked at once, and then they end.
-const maxSpares = 2
-
-// pollStart is the first polling time after a wake-up that came early enough to have been caught by polling, and the time below which
-// polling is given up.
-const pollStart = 8 * time.Microsecond
-
-// errFault says that the ring's memory vanished under us.
-var errFault = errors.New("guest memory vanished")
+// keptSpares is how many idle workers a queue keeps when it is silent. More come only when many were needed at once.
+const keptSpares = 2
 
 // queue is one vring and its workers.
 type queue struct {
-	dev   *device
-	index int
-	epoll int // waits for kick and wake
-	wake  int // eventfd by which control gets a leader out of its sleep
+	dev    *device
+	index  int
+	epoll  int // waits for kick and wake
+	wake   int // eventfd by which control gets a leader out of its sleep
+	spring int // eventfd, a semaphore, in which spare workers block
 
-	mu     sync.Mutex
-	vacant sync.Cond // spares wait on it for the leadership
-	still  sync.Cond // stop waits on it for the last request
+	mu    sync.Mutex
+	still sync.Cond // stop waits on it for the workers to come to rest
 
 	ring  virtqueue.Ring
 	size  uint32
 	addrs virtqueue.Addresses
 	base  uint16
 
-	kick, call, errfd int  // eventfds of the front-end, -1 for none
-	kickless          bool // the front-end asked for polling
-	enabled           bool
-	started           bool
-	broken            bool
-	closed            bool
+	kick        int // eventfd of the front-end, -1 for none
+	call, errfd *eventFD
+	kickless    bool // the front-end asked for polling
+	enabled     bool
+	started     bool
+	broken      bool
+	closed      bool
 
-	leader   *worker
+	leader   *worker // who polls and sleeps, or will when its request is done
+	asleep   bool    // the leader sleeps
+	poll     time.Duration
+	want     int // how many workers shall be at work while requests wait; the monitor's to set
+	active   int // workers at work: leading, serving or about to
+	inflight int // requests being served
 	workers  map[*worker]struct{}
-	spares   int
-	inflight int
+	spares   int // workers blocked in spring, less those that were called already
+	dismiss  int // how many of those called shall end
 	counters Counters
 }
 
-// worker is one thread of a queue. Its fields are the worker's own, or guarded by the queue's mutex where said.
-type worker struct {
-	q       *queue
-	handler Handler
-	chain   virtqueue.Chain
-	poll    time.Duration // how long to poll next time
+// eventFD is an eventfd of the front-end that workers write to while they do not hold the queue's mutex. Replaced, it is closed when the
+// last writer is done. Its count is guarded by the queue's mutex.
+type eventFD struct{ fd, refs int }
 
-	serial  uint64          // counts requests; guarded
-	serving bool            // guarded
-	mem     *guestmem.Table // the request's; guarded
+func (e *eventFD) hold() *eventFD { e.refs++; return e }
+
+func (e *eventFD) release() {
+	if e == nil {
+		return
+	}
+	if e.refs--; e.refs == 0 {
+		unix.Close(e.fd)
+	}
+}
+
+func (e *eventFD) signal() { ring(e.fd, 1) } // EAGAIN: its count is at its most, so the reader was told
+
+// ring adds n to an eventfd.
+func ring(fd int, n int) {
+	var b [8]byte
+	binary.NativeEndian.PutUint64(b[:], uint64(n))
+	unix.Write(fd, b[:])
 }
 
 func newQueue(d *device, index int) (*queue, error) {
-	q := &queue{dev: d, index: index, kick: -1, call: -1, errfd: -1, workers: map[*worker]struct{}{}}
-	q.vacant.L, q.still.L = &q.mu, &q.mu
-	var err error
-	if q.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("queue %d: make an epoll: %w", index, err)
-	}
-	if q.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		unix.Close(q.epoll)
-		return nil, fmt.Errorf("queue %d: make an eventfd: %w", index, err)
-	}
-	if err = unix.EpollCtl(q.epoll, unix.EPOLL_CTL_ADD, q.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(q.wake)}); err != nil {
+	q := &queue{dev: d, index: index, epoll: -1, wake: -1, spring: -1, kick: -1, want: 1, workers: map[*worker]struct{}{}}
+	q.still.L = &q.mu
+	err := func() (err error) {
+		if q.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+			return err
+		}
+		if q.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+			return err
+		}
+		if q.spring, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE); err != nil {
+			return err
+		}
+		return unix.EpollCtl(q.epoll, unix.EPOLL_CTL_ADD, q.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(q.wake)})
+	}()
+	if err != nil {
 		q.closeFDs()
-		return nil, fmt.Errorf("queue %d: watch an eventfd: %w", index, err)
+		return nil, fmt.Errorf("queue %d: make its descriptors: %w; raise the limit of open files", index, err)
 	}
 	return q, nil
 }
 
+// closeFDs is for the end, when no worker is left.
 func (q *queue) closeFDs() {
-	for _, fd := range []*int{&q.epoll, &q.wake, &q.kick, &q.call, &q.errfd} {
+	for _, fd := range []*int{&q.epoll, &q.wake, &q.spring, &q.kick} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1
 		}
 	}
+	q.call.release()
+	q.errfd.release()
+	q.call, q.errfd = nil, nil
 }
 
 // running reports whether requests may be taken. The caller holds mu.
 func (q *queue) running() bool { return q.started && q.enabled && !q.broken && !q.closed }
 
-// nudge gets the leader to look at the queue's state again. The caller holds mu.
+// nudge gets all workers to look at the queue's state again. The caller holds mu.
 func (q *queue) nudge() {
 	if q.leader != nil {
-		one := [8]byte{1}
-		unix.Write(q.wake, one[:]) // EAGAIN: it is awake already
+		ring(q.wake, 1) // EAGAIN: it is awake already
 	}
-	q.vacant.Broadcast()
+	q.rouse(q.spares)
+}
+
+// rouse calls n spares. The caller holds mu.
+func (q *queue) rouse(n int) {
+	if n > 0 {
+		q.spares -= n
+		ring(q.spring, n)
+	}
+}
+
+// wait blocks a spare worker until it is called, and reports whether it is to go on. The caller holds mu, before and after. The thread
+// blocks in the kernel and not in Go's scheduler, which would take two wake-ups to get a locked goroutine going.
+func (q *queue) wait() bool {
+	q.spares++
+	q.mu.Unlock()
+	var b [8]byte
+	for {
+		if _, err := unix.Read(q.spring, b[:]); err != unix.EINTR {
+			break
+		}
+	}
+	q.mu.Lock()
+	if q.dismiss > 0 {
+		q.dismiss--
+		return false
+	}
+	return true
+}
+
+// call1 gets a spare, or a new worker if there are fewer than limit, to work. The caller holds mu.
+func (q *queue) call1(limit int) bool {
+	switch {
+	case q.spares > 0:
+		q.rouse(1)
+	case len(q.workers) < limit:
+		q.hire()
+	default:
+		return false
+	}
+	return true
+}
+
+// help gets one more worker to work if more are wanted and requests wait. The caller holds mu.
+func (q *queue) help() {
+	if n, err := q.pending(); err == nil && n > 0 && q.active < q.want && q.running() {
+		q.call1(q.want)
+	}
+}
+
+// trim ends the spares that a silent queue has no use for. The caller holds mu.
+func (q *queue) trim() {
+	if n := q.spares - keptSpares; n > 0 {
+		q.dismiss += n
+		q.rouse(n)
+	}
 }
 
 // start sets the ring up from what the messages said, and gets a worker going.
@@ -120,7 +187,7 @@ func (q *queue) start(mem *guestmem.Table, f virtqueue.Features) error {
 		if err := q.setup(mem, f); err != nil {
 			return fmt.Errorf("queue %d: %w", q.index, err)
 		}
-		q.started, q.broken = true, false
+		q.started, q.broken, q.want, q.poll = true, false, 1, 0
 	}
 	q.staff()
 	q.nudge()
@@ -130,6 +197,12 @@ func (q *queue) start(mem *guestmem.Table, f virtqueue.Features) error {
 func (q *queue) setup(mem *guestmem.Table, f virtqueue.Features) (err error) {
 	defer rescue(&err)
 	return q.ring.Setup(mem, q.addrs, q.size, q.base, f)
+}
+
+// pending is how many requests wait in the ring. The caller holds mu, in a goroutine in which memory faults panic.
+func (q *queue) pending() (n int, err error) {
+	defer rescue(&err)
+	return q.ring.Pending(true)
 }
 
 // staff makes the first worker. The caller holds mu.
@@ -146,16 +219,20 @@ func (q *queue) hire() {
 	q.dev.workers.Go(w.run)
 }
 
-// move puts the ring into another memory table. What was under way keeps its old one.
+// move puts the ring into another memory table. What is under way keeps its old one.
 func (q *queue) move(mem *guestmem.Table) {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !q.started {
-		return
+	var out aftermath
+	if q.started && !q.broken {
+		if err := q.ring.Move(mem, q.addrs, q.size); err != nil {
+			out = q.fail(err)
+		}
 	}
-	if err := q.ring.Move(mem, q.addrs, q.size); err != nil {
-		q.fail(err)
-	}
+	q.mu.Unlock()
+	out.do(q)
+	q.mu.Lock()
+	out.done()
+	q.mu.Unlock()
 }
 
 // uses reports whether a request under way, or the ring itself, still stands in the table.
@@ -170,302 +247,78 @@ func (q *queue) uses(mem *guestmem.Table) bool {
 	return q.started && !q.broken && q.ring.Mem() == mem
 }
 
-// drainPatience is how long a stopping queue waits for its requests before it asks the backend to interrupt them.
+// drainPatience is how long a stopping queue waits for its requests before it asks the backend to interrupt them, and how often it then
+// asks giveUp.
 const drainPatience = 200 * time.Millisecond
 
-// stop takes no more requests and returns when those under way are done, with the avail index to go on from.
-func (q *queue) stop() uint16 {
+// halt has the queue take no more requests.
+func (q *queue) halt() {
 	q.mu.Lock()
-	defer q.mu.Unlock()
 	q.started = false
 	q.nudge()
-	for tries := 0; q.inflight > 0 || q.leader != nil; tries++ {
+	q.mu.Unlock()
+}
+
+// stop halts the queue and returns, when the requests under way are done, the avail index to go on from. giveUp, asked now and then,
+// ends the wait by an error; the queue is halted then, but some of its workers are still inside a request.
+func (q *queue) stop(giveUp func() error) (uint16, error) {
+	q.halt()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	began := time.Now()
+	for q.active > 0 {
 		timer := time.AfterFunc(drainPatience, func() {
-			q.dev.backend.Interrupt()
 			q.mu.Lock()
 			q.still.Broadcast()
 			q.mu.Unlock()
 		})
 		q.still.Wait()
 		timer.Stop()
+		if q.active > 0 && time.Since(began) >= drainPatience {
+			n := q.inflight
+			q.mu.Unlock()
+			q.dev.backend.Interrupt()
+			err := giveUp()
+			q.mu.Lock()
+			if err != nil {
+				return 0, fmt.Errorf("queue %d: %d requests do not end: %w", q.index, n, err)
+			}
+		}
 	}
 	if q.ring.Size() != 0 {
 		q.base = q.ring.Base()
 		q.ring = virtqueue.Ring{}
 	}
-	return q.base
+	return q.base, nil
 }
 
 // close ends the workers.
 func (q *queue) close() {
-	q.stop()
 	q.mu.Lock()
 	q.closed = true
 	q.nudge()
 	q.mu.Unlock()
 }
 
-// fail gives the ring up, as it cannot be interpreted any more, and tells the front-end. The caller holds mu.
-func (q *queue) fail(err error) {
+// fail gives the ring up, as it cannot be interpreted any more. What it returns tells the front-end. The caller holds mu.
+func (q *queue) fail(err error) (out aftermath) {
 	q.broken = true
-	q.dev.log.Error("queue stopped", "queue", q.index, "err", err)
-	if q.errfd >= 0 {
-		one := [8]byte{1}
-		unix.Write(q.errfd, one[:])
+	out.failed = err
+	if q.errfd != nil {
+		out.errfd = q.errfd.hold()
 	}
+	return out
 }
 
-// rescue turns a panic into errFault or, for a defect of ours, an error with the stack.
-func rescue(err *error) {
-	switch r := recover().(type) {
-	case nil:
-	case interface{ Addr() uintptr }: // runtime's error for a memory fault
-		*err = fmt.Errorf("%w at host address %#x", errFault, r.Addr())
-	default:
-		*err = fmt.Errorf("defect: %v\n%s", r, debug.Stack())
-	}
-}
-
-// run is the life of a worker.
-func (w *worker) run() {
-	runtime.LockOSThread() // never unlocked: the thread, whose credentials we may have changed, ends with the goroutine
-	debug.SetPanicOnFault(true)
-	q := w.q
-	var err error
-	w.handler, err = q.dev.backend.NewHandler(q.index)
+// setEvent puts an eventfd of the front-end into one of the queue's places; fd -1 empties it.
+func (q *queue) setEvent(place **eventFD, fd int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	defer func() {
-		delete(q.workers, w)
-	}()
-	if err != nil {
-		q.fail(fmt.Errorf("make a worker: %w", err))
-		return
+	(*place).release()
+	*place = nil
+	if fd >= 0 {
+		*place = &eventFD{fd: fd, refs: 1}
 	}
-	defer w.handler.Close()
-	for !q.closed {
-		if q.leader == nil && q.running() {
-			q.leader = w
-			w.lead()
-			if q.leader == w {
-				q.leader = nil
-				q.still.Broadcast()
-			}
-			continue
-		}
-		if q.spares >= maxSpares {
-			return
-		}
-		q.spares++
-		q.vacant.Wait()
-		q.spares--
-	}
-}
-
-// pass gives the leadership to a spare, or to a new worker where that is allowed. The caller holds mu and has it still afterwards.
-func (q *queue) pass(limit int) {
-	switch {
-	case q.spares > 0:
-		q.leader = nil
-		q.vacant.Signal()
-	case len(q.workers) < limit:
-		q.leader = nil
-		q.hire()
-	}
-}
-
-// lead takes and serves requests until the queue stops or another worker leads. The caller holds mu, before and after.
-func (w *worker) lead() {
-	q := w.q
-	var head uint16
-	var used uint32
-	done := false // a request was served and is to be pushed
-	for {
-		next, ok, signal, err := w.cycle(done, head, used)
-		done = false
-		if signal && q.call >= 0 {
-			one := [8]byte{1}
-			unix.Write(q.call, one[:])
-			q.counters.Signals++
-		}
-		switch {
-		case errors.Is(err, virtqueue.ErrHead):
-			q.counters.Malformed++
-			q.dev.complain(q.index, err)
-			continue
-		case err != nil:
-			q.fail(err)
-			return
-		case q.leader != w || !q.running():
-			return
-		case !ok:
-			w.rest()
-			continue
-		}
-		head = next
-		layout := q.ring.Layout
-		w.serial++
-		w.serving, w.mem = true, q.ring.Mem()
-		q.inflight++
-		q.counters.Requests++
-		q.mu.Unlock()
-
-		used, err = w.serve(&layout, head)
-
-		q.mu.Lock()
-		w.serving, w.mem = false, nil
-		q.inflight--
-		if q.inflight == 0 && !q.started {
-			q.still.Broadcast()
-		}
-		done = true
-		if err != nil {
-			if errors.Is(err, errMalformed) {
-				q.counters.Malformed++
-			} else {
-				q.counters.Faults++
-			}
-			q.dev.complain(q.index, err)
-		}
-	}
-}
-
-// cycle is all that has to be done with the ring between two requests: it pushes the one that is done, says whether the driver is to be
-// interrupted, and takes the next.
-func (w *worker) cycle(done bool, head uint16, used uint32) (next uint16, ok, signal bool, err error) {
-	defer rescue(&err)
-	q := w.q
-	if done && q.ring.Size() != 0 && !q.broken {
-		q.ring.Push(head, used)
-		signal = q.ring.MustSignal()
-	}
-	if q.leader != w || !q.running() {
-		return 0, false, signal, nil
-	}
-	next, ok, err = q.ring.Next()
-	return next, ok, signal, err
-}
-
-// errMalformed marks chains that made no sense.
-var errMalformed = errors.New("malformed request")
-
-// serve walks the chain and has it served; the queue's mutex is not held.
-func (w *worker) serve(layout *virtqueue.Layout, head uint16) (used uint32, err error) {
-	defer w.rescue(&used, &err)
-	if err := layout.Walk(head, &w.chain); err != nil {
-		return 0, fmt.Errorf("%w: %w", errMalformed, err)
-	}
-	q := w.q
-	if q.dev.cfg.Workers > 1 && w.chain.Bytes >= largeRequest {
-		q.mu.Lock()
-		if n, err := w.pending(); err == nil && n > 0 && q.leader == w && q.running() {
-			q.pass(q.dev.cfg.Workers)
-		}
-		q.mu.Unlock()
-	}
-	return w.handler.Serve(w.chain.In, w.chain.Out), nil
-}
-
-func (w *worker) rescue(used *uint32, err *error) {
-	if r := recover(); r != nil {
-		*used = 0
-		func() {
-			defer rescue(err)
-			panic(r)
-		}()
-		w.handler.Abort()
-	}
-}
-
-func (w *worker) pending() (n int, err error) {
-	defer rescue(&err)
-	return w.q.ring.Pending(true)
-}
-
-func (w *worker) listen() (more bool, err error) {
-	defer rescue(&err)
-	return w.q.ring.Listen()
-}
-
-func (w *worker) quiet() (err error) {
-	defer rescue(&err)
-	w.q.ring.Quiet()
-	return nil
-}
-
-// rest is what a leader does with an empty ring: it polls for a while, then sleeps until it is kicked or nudged. The caller holds mu,
-// before and after; errors show up when the ring is used next.
-func (w *worker) rest() {
-	q := w.q
-	if w.poll > 0 {
-		for end := time.Now().Add(w.poll); ; {
-			q.mu.Unlock()
-			virtqueue.Relax()
-			late := time.Now().After(end)
-			q.mu.Lock()
-			if q.leader != w || !q.running() {
-				return
-			}
-			if n, err := w.pending(); n > 0 || err != nil {
-				q.counters.PollHits++
-				return
-			}
-			if late {
-				break
-			}
-		}
-	}
-	if more, err := w.listen(); more || err != nil {
-		return
-	}
-	timeout := -1
-	if q.kickless {
-		timeout = 1
-	}
-	q.counters.Sleeps++
-	q.mu.Unlock()
-
-	began := time.Now()
-	var ev [2]unix.EpollEvent
-	n, _ := unix.EpollWait(q.epoll, ev[:], timeout)
-	for _, e := range ev[:max(n, 0)] {
-		if int(e.Fd) == q.wake {
-			var b [8]byte
-			unix.Read(q.wake, b[:])
-		}
-	}
-	slept := time.Since(began)
-	q.dev.monitor.awake()
-
-	q.mu.Lock()
-	if q.leader == w && q.running() {
-		w.quiet()
-	}
-	w.adapt(slept)
-}
-
-// adapt sets the polling time by how long the sleep was that polling could have saved, as the kernel's halt polling does
-// (virt/kvm/kvm_main.c): short sleeps double it, long ones halve it.
-func (w *worker) adapt(slept time.Duration) {
-	most := w.q.dev.cfg.Poll
-	switch {
-	case slept <= most:
-		w.poll = min(max(2*w.poll, pollStart), most)
-	case w.poll > pollStart:
-		w.poll /= 2
-	default:
-		w.poll = 0
-	}
-}
-
-// setFD puts an eventfd of the front-end into one of the queue's places and closes what was there.
-func (q *queue) setFD(place *int, fd int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if *place >= 0 {
-		unix.Close(*place)
-	}
-	*place = fd
 }
 
 // setKick changes the eventfd that the leader waits for; -1 asks for polling instead.

@@ -22,8 +22,8 @@ var (
 // Chain is a descriptor chain as the device sees it: the bytes to read, then those to write, as views of guest memory in as few
 // pieces as can be. The slices are reused by the next walk.
 type Chain struct {
-	In, Out []unix.Iovec
-	Bytes   uint64 // of both
+	In, Out           []unix.Iovec
+	InBytes, OutBytes uint64 // their lengths; together not more than a used element can count
 }
 
 // minChain is how many descriptors a chain may have whatever the ring's size: an indirect table may be longer than a small ring in
@@ -35,7 +35,7 @@ func (l *Layout) Walk(head uint16, c *Chain) error {
 	c.In, c.Out = c.In[:0], c.Out[:0]
 	table, size := l.desc, l.size
 	limit := max(size, minChain)
-	c.Bytes = 0
+	c.InBytes, c.OutBytes = 0, 0
 	indirect := false
 	for i, n := uint32(head), uint32(0); ; n++ {
 		if n >= limit {
@@ -64,17 +64,18 @@ func (l *Layout) Walk(head uint16, c *Chain) error {
 			continue
 		}
 
-		if c.Bytes += length; c.Bytes > math.MaxUint32 {
-			return ErrBytes
-		}
 		var err error
 		switch {
 		case length == 0: // allowed, and nothing
+		case c.InBytes+c.OutBytes+length > math.MaxUint32:
+			return ErrBytes
 		case flags&vhostabi.DescWrite != 0:
+			c.OutBytes += length
 			c.Out, err = l.mem.AppendIovecs(c.Out, addr, length)
 		case len(c.Out) > 0:
 			return ErrOrder
 		default:
+			c.InBytes += length
 			c.In, err = l.mem.AppendIovecs(c.In, addr, length)
 		}
 		if err != nil {

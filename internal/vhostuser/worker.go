@@ -1,0 +1,367 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"virtiofsd/internal/guestmem"
+	"virtiofsd/internal/virtqueue"
+)
+
+// largeReply is how many bytes a request has to ask for to have another worker called when more requests wait: copying them takes longer
+// than waking a thread does. What a guest writes does not count: writes to one file wait for each other in the host's file system, and
+// two threads that spin for one lock were measured to do less than one thread (1 MiB in sequence, two processors: 11 against 16 GB/s,
+// where reads gain, 22 against 16).
+const largeReply = 64 << 10
+
+// pollStart is the first polling time after a wake-up that came early enough to have been caught by polling, and the time below which
+// polling is given up.
+const pollStart = 8 * time.Microsecond
+
+var (
+	errFault     = errors.New("guest memory vanished")
+	errMalformed = errors.New("malformed request")
+)
+
+// worker is one thread of a queue. Its fields are the worker's own, or guarded by the queue's mutex where said.
+type worker struct {
+	q       *queue
+	handler Handler
+	chain   virtqueue.Chain
+	unfit   bool // its handler could not be put in order after a panic
+
+	tid     int             // guarded
+	serial  uint64          // counts what the worker began outside of the lock; guarded
+	away    bool            // is outside of the lock, inside a request or a system call; guarded
+	serving bool            // is inside a request; guarded
+	mem     *guestmem.Table // the request's; guarded
+}
+
+// aftermath is what a turn at the ring leaves to do, once the mutex is not held any more: each of it may block.
+type aftermath struct {
+	call   *eventFD // to interrupt the driver
+	errfd  *eventFD // to tell the front-end that the ring has stopped
+	failed error    // why it has stopped
+	bad    error    // what was wrong with a request
+}
+
+func (a *aftermath) any() bool {
+	return a.call != nil || a.errfd != nil || a.failed != nil || a.bad != nil
+}
+
+// do does it. The queue's mutex is not held.
+func (a *aftermath) do(q *queue) {
+	if a.call != nil {
+		a.call.signal()
+	}
+	if a.errfd != nil {
+		a.errfd.signal()
+	}
+	if a.failed != nil {
+		q.dev.log.Error("queue stopped", "queue", q.index, "err", a.failed)
+	}
+	if a.bad != nil {
+		q.dev.complain(q.index, a.bad)
+	}
+}
+
+// done gives the descriptors back. The caller holds mu.
+func (a *aftermath) done() {
+	a.call.release()
+	a.errfd.release()
+	*a = aftermath{}
+}
+
+// rescue turns a panic into errFault or, for a defect of ours, an error with the stack.
+func rescue(err *error) {
+	if r := recover(); r != nil {
+		*err = explain(r)
+	}
+}
+
+func explain(r any) error {
+	if f, ok := r.(interface{ Addr() uintptr }); ok { // runtime's error for a memory fault
+		return fmt.Errorf("%w at host address %#x", errFault, f.Addr())
+	}
+	return fmt.Errorf("defect: %v\n%s", r, debug.Stack())
+}
+
+// run is the life of a worker.
+func (w *worker) run() {
+	runtime.LockOSThread() // never unlocked: the thread, whose credentials we may have changed, ends with the goroutine
+	debug.SetPanicOnFault(true)
+	q := w.q
+	var err error
+	w.handler, err = q.dev.backend.NewHandler(q.index)
+	q.mu.Lock()
+	w.tid = unix.Gettid()
+	if err != nil {
+		err = fmt.Errorf("make a worker: %w", err)
+		delete(q.workers, w)
+		out := aftermath{bad: err}
+		if len(q.workers) == 0 {
+			out = q.fail(err)
+		}
+		q.mu.Unlock()
+		out.do(q)
+		q.mu.Lock()
+		out.done()
+		q.mu.Unlock()
+		return
+	}
+	for !q.closed && !w.unfit {
+		if q.running() {
+			w.work()
+			if q.leader == nil && q.running() {
+				continue // the leader went from a request straight out of work
+			}
+		}
+		if w.unfit || q.closed || !q.wait() {
+			break
+		}
+	}
+	delete(q.workers, w)
+	if w.unfit && q.leader == nil && q.running() {
+		q.call1(MaxWorkers)
+	}
+	q.mu.Unlock()
+	w.handler.Close()
+}
+
+// work takes and serves requests until the queue stops, or there is nothing to do and another worker leads. The caller holds mu, before
+// and after.
+func (w *worker) work() {
+	q := w.q
+	q.active++
+	defer func() {
+		q.active--
+		if q.leader == w {
+			q.leader = nil
+		}
+		q.still.Broadcast()
+	}()
+	var head uint16
+	var used uint32
+	var out aftermath
+	pushing := false // a request was served and is to be pushed
+	for {
+		next, ok := w.turn(pushing, head, used, &out)
+		pushing = false
+		if !ok {
+			switch {
+			case out.any(): // the state may be another one afterwards
+				w.leave(nil)
+				q.mu.Unlock()
+				out.do(q)
+				q.mu.Lock()
+				out.done()
+				w.back()
+			case w.unfit || !q.running() || w.surplus():
+				return
+			default:
+				q.leader = w
+				w.rest()
+			}
+			continue
+		}
+		if q.leader == nil {
+			q.leader = w
+		}
+		head = next
+		layout := q.ring.Layout
+		q.counters.Requests++
+		q.inflight++
+		w.leave(q.ring.Mem())
+		w.serving = true
+		if q.active < q.want {
+			q.help()
+		}
+		q.mu.Unlock()
+
+		if out.any() {
+			out.do(q)
+		}
+		var err error
+		used, err = w.serve(&layout, head)
+
+		q.mu.Lock()
+		out.done()
+		w.serving = false
+		w.back()
+		q.inflight--
+		pushing = true
+		if err != nil {
+			out.bad = err
+			if errors.Is(err, errMalformed) {
+				q.counters.Malformed++
+			} else {
+				q.counters.Faults++
+			}
+		}
+	}
+}
+
+// leave and back frame the time outside of the lock, for the monitor and for whoever wants to unmap mem.
+func (w *worker) leave(mem *guestmem.Table) { w.serial++; w.away, w.mem = true, mem }
+func (w *worker) back()                     { w.away, w.mem = false, nil }
+
+// surplus reports whether others do the queue's work. The caller holds mu.
+func (w *worker) surplus() bool { return w.q.leader != nil && w.q.leader != w }
+
+// turn is all that has to be done with the ring between two requests: it pushes the one that was served, finds out whether the driver is
+// to be interrupted, and takes the next.
+func (w *worker) turn(pushing bool, head uint16, used uint32, out *aftermath) (next uint16, ok bool) {
+	q := w.q
+	next, ok, signal, err := w.exchange(pushing, head, used)
+	if signal && q.call != nil {
+		out.call = q.call.hold()
+		q.counters.Signals++
+	}
+	switch {
+	case errors.Is(err, virtqueue.ErrHead):
+		q.counters.Malformed++
+		out.bad = err
+	case err != nil:
+		f := q.fail(err)
+		out.errfd, out.failed = f.errfd, f.failed
+	}
+	return next, ok
+}
+
+func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, ok, signal bool, err error) {
+	defer rescue(&err)
+	q := w.q
+	if pushing && q.ring.Size() != 0 && !q.broken {
+		q.ring.Push(head, used)
+		signal = q.ring.MustSignal()
+	}
+	if w.unfit || !q.running() || w.surplus() && q.active > q.want {
+		return 0, false, signal, nil
+	}
+	next, ok, err = q.ring.Next()
+	return next, ok, signal, err
+}
+
+// serve walks the chain and has it served; the queue's mutex is not held.
+func (w *worker) serve(layout *virtqueue.Layout, head uint16) (used uint32, err error) {
+	defer w.rescue(&used, &err)
+	if err := layout.Walk(head, &w.chain); err != nil {
+		return 0, fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	if w.chain.OutBytes >= largeReply && w.q.dev.cfg.Workers > 1 {
+		w.share()
+	}
+	return w.handler.Serve(w.chain.In, w.chain.Out), nil
+}
+
+// share lets others work beside this one, if more requests wait.
+func (w *worker) share() {
+	q := w.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if n, err := q.pending(); err == nil && n > 0 && q.running() {
+		q.want = max(q.want, q.dev.cfg.Workers)
+		if q.active < q.want {
+			q.call1(q.want)
+		}
+	}
+}
+
+func (w *worker) rescue(used *uint32, err *error) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	*used, *err = 0, explain(r)
+	defer func() {
+		if r := recover(); r != nil { // what is left of this handler cannot be trusted
+			*err = errors.Join(*err, explain(r))
+			w.unfit = true
+		}
+	}()
+	w.handler.Abort()
+}
+
+func (w *worker) listen() (more bool, err error) {
+	defer rescue(&err)
+	return w.q.ring.Listen()
+}
+
+func (w *worker) quiet() (err error) {
+	defer rescue(&err)
+	w.q.ring.Quiet()
+	return nil
+}
+
+// rest is what a leader does with an empty ring: it polls for a while, then sleeps until it is kicked or nudged. The caller holds mu,
+// before and after; errors show up when the ring is used next.
+func (w *worker) rest() {
+	q := w.q
+	if q.poll > 0 {
+		for end := time.Now().Add(q.poll); ; {
+			q.mu.Unlock()
+			virtqueue.Relax()
+			late := time.Now().After(end)
+			q.mu.Lock()
+			if q.leader != w || !q.running() {
+				return
+			}
+			if n, err := q.pending(); n > 0 || err != nil {
+				q.counters.PollHits++
+				return
+			}
+			if late {
+				break
+			}
+		}
+	}
+	if more, err := w.listen(); more || err != nil {
+		return
+	}
+	timeout := -1
+	if q.kickless {
+		timeout = 1
+	}
+	q.counters.Sleeps++
+	q.asleep = true
+	q.mu.Unlock()
+
+	began := time.Now()
+	var ev [2]unix.EpollEvent
+	n, err := unix.EpollWait(q.epoll, ev[:], timeout)
+	for _, e := range ev[:max(n, 0)] {
+		if int(e.Fd) == q.wake {
+			var b [8]byte
+			unix.Read(q.wake, b[:])
+		}
+	}
+	slept := time.Since(began)
+
+	q.mu.Lock()
+	q.asleep = false
+	q.dev.monitor.awake() // with mu held, so that the monitor either sees us awake or is seen to be parked
+	if q.leader == w && q.running() {
+		w.quiet()
+	}
+	if err == nil { // and not a signal of Go's scheduler
+		q.adapt(slept)
+	}
+}
+
+// adapt sets the polling time by how long the sleep was that polling could have saved, as the kernel's halt polling does
+// (virt/kvm/kvm_main.c): short sleeps double it, long ones halve it. The caller holds mu.
+func (q *queue) adapt(slept time.Duration) {
+	most := q.dev.cfg.Poll
+	switch {
+	case slept <= most:
+		q.poll = min(max(2*q.poll, pollStart), most)
+	case q.poll > pollStart:
+		q.poll /= 2
+	default:
+		q.poll = 0
+	}
+}
