@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"encoding/binary"
 	"sync/atomic"
 	"unsafe"
 
@@ -53,8 +54,15 @@ func (v View) Load16(off uint64) uint16 {
 // Load32 reads the aligned 32-bit word at off once.
 func (v View) Load32(off uint64) uint32 { return atomic.LoadUint32((*uint32)(v.at(off, 4))) }
 
-// Load64 reads the aligned 64-bit word at off once.
-func (v View) Load64(off uint64) uint64 { return atomic.LoadUint64((*uint64)(v.at(off, 8))) }
+// LoadPair reads the two little-endian 64-bit words at off, each byte once. They need no alignment: an indirect table has none.
+func (v View) LoadPair(off uint64) (lo, hi uint64) {
+	p := v.at(off, 16)
+	if uintptr(p)%8 == 0 {
+		return atomic.LoadUint64((*uint64)(p)), atomic.LoadUint64((*uint64)(unsafe.Add(p, 8)))
+	}
+	b := *(*[16]byte)(p)
+	return binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint64(b[8:])
+}
 
 // Store16 writes the 16-bit field at off without order: a store with order, or Fence, has to follow.
 func (v View) Store16(off uint64, x uint16) { *(*uint16)(v.at(off, 2)) = x }

@@ -1,10 +1,12 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,8 +34,23 @@ func needs() map[string]need {
 		"strace":    {probeTool("strace"), "install the package strace"},
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
+		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
 		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
 	}
+}
+
+// probeHugePages looks for three free huge pages, or leave to make them.
+func probeHugePages() error {
+	for _, name := range []string{"free_hugepages", "nr_overcommit_hugepages"} {
+		b, err := os.ReadFile("/sys/kernel/mm/hugepages/hugepages-2048kB/" + name)
+		if err != nil {
+			return err
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n >= 3 {
+			return nil
+		}
+	}
+	return errors.New("fewer than three huge pages of 2 MiB are free")
 }
 
 // Need skips the test unless every word's probe succeeds; it fails the test instead when MATRIX_MUST asks for the word.

@@ -41,8 +41,7 @@ func (l *Layout) Walk(head uint16, c *Chain) error {
 		if n >= limit {
 			return ErrLong
 		}
-		addr := table.Load64(uint64(i) * vhostabi.DescSize)
-		rest := table.Load64(uint64(i)*vhostabi.DescSize + 8)
+		addr, rest := table.LoadPair(uint64(i) * vhostabi.DescSize)
 		length, flags, next := uint64(uint32(rest)), uint16(rest>>32), uint32(rest>>48)
 
 		if flags&vhostabi.DescIndirect != 0 {
@@ -56,9 +55,6 @@ func (l *Layout) Walk(head uint16, c *Chain) error {
 			t, err := l.mem.Guest(addr, length)
 			if err != nil {
 				return err
-			}
-			if addr%8 != 0 { // the descriptors are read as 64-bit words
-				return ErrIndirect
 			}
 			table, size, i, indirect = t, uint32(length/vhostabi.DescSize), 0, true
 			continue

@@ -137,7 +137,7 @@ func (r *Ring) publish() {
 // MustSignal reports whether the driver has to be interrupted for what was pushed since the last time it answered true
 // (section 2.7.10).
 func (r *Ring) MustSignal() bool {
-	if r.done == r.signalled && !r.fresh {
+	if r.done == r.signalled {
 		return false
 	}
 	// The driver's wish must be read after the index became visible: publish ends with such an order.

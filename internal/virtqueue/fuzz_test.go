@@ -1,0 +1,125 @@
+package virtqueue_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/vhostabi"
+	"virtiofsd/internal/virtqueue"
+)
+
+// FuzzChain walks a chain of any bytes: the ring's table, and what lies at the addresses it names. The walk ends, and what it yields lies
+// in memory and is as long as it says.
+func FuzzChain(f *testing.F) {
+	seed := func(head uint16, list ...desc) {
+		d := driver{mem: make([]byte, 16*len(list))}
+		d.put(0, list...)
+		f.Add(head, d.mem)
+	}
+	seed(0, desc{1 << 16, 40, next, 1}, desc{1 << 17, 104, write, 0})
+	seed(0, desc{16, 64, indirect, 0}, desc{1 << 16, 40, next, 1}, desc{1 << 16, 8, next, 2}, desc{1 << 17, 104, write, 0})
+	seed(0, desc{1 << 16, 1, next, 1}, desc{1 << 16, 1, next, 0})
+	seed(0, desc{0, 16, indirect, 0})
+	seed(3, desc{}, desc{}, desc{}, desc{math.MaxUint64, math.MaxUint32, write, 0})
+	d := newDriver(f, 16)
+	r := d.ring(0, virtqueue.Features{Indirect: true})
+	var chain virtqueue.Chain
+	f.Fuzz(func(t *testing.T, head uint16, table []byte) {
+		n := copy(d.mem[:d.buffers], table)
+		clear(d.mem[n:d.buffers])
+		before := append([]byte(nil), d.mem[:d.buffers]...)
+		err := r.Walk(head%16, &chain)
+		require.Equal(t, before, d.mem[:d.buffers], "a walk writes nothing")
+		if err != nil {
+			return
+		}
+		require.LessOrEqual(t, chain.InBytes+chain.OutBytes, uint64(math.MaxUint32))
+		require.LessOrEqual(t, len(chain.In)+len(chain.Out), 1024)
+		require.Equal(t, chain.InBytes, length(chain.In))
+		require.Equal(t, chain.OutBytes, length(chain.Out))
+		for _, iov := range [][]unix.Iovec{chain.In, chain.Out} {
+			for _, v := range iov {
+				require.LessOrEqual(t, v.Len, uint64(len(d.mem)))
+				require.NotNil(t, v.Base)
+			}
+		}
+	})
+}
+
+// FuzzRing is a driver that does anything to its rings between the device's steps. The device never takes more than the ring holds without
+// looking, never leaves the rings, and reports a broken index instead of following it.
+func FuzzRing(f *testing.F) {
+	f.Add(true, []byte{0, 1, 0, 10, 11, 12, 13, 14})
+	f.Add(false, []byte{0, 16, 0, 10, 11, 0, 200, 255, 10, 15})
+	f.Add(true, []byte{1, 2, 255, 10, 2, 255, 255, 11, 14})
+	d := newDriver(f, 16)
+	pristine := append([]byte(nil), d.mem[d.buffers:]...)
+	f.Fuzz(func(t *testing.T, eventIdx bool, ops []byte) {
+		clear(d.mem[:d.buffers])
+		r := &virtqueue.Ring{}
+		require.NoError(t, r.Setup(d.table, d.addresses(), d.size, 0, virtqueue.Features{EventIdx: eventIdx}))
+		var taken []uint16
+		pushed := uint16(0)
+		for len(ops) > 0 {
+			op := ops[0]
+			ops = ops[1:]
+			var arg [2]byte
+			if op%8 < 4 {
+				ops = ops[copy(arg[:], ops):]
+			}
+			v := binary.LittleEndian.Uint16(arg[:])
+			switch op % 8 {
+			case 0:
+				d.put16(d.avail+2, v)
+			case 1:
+				d.put16(d.avail+4+2*uint64(op>>3%16), v)
+			case 2:
+				d.usedEvent(v)
+			case 3:
+				d.put16(d.avail, v)
+			case 4, 5:
+				base := r.Base()
+				head, ok, err := r.Next()
+				switch {
+				case errors.Is(err, virtqueue.ErrBroken):
+					require.Equal(t, base, r.Base())
+					return
+				case err != nil:
+					require.ErrorIs(t, err, virtqueue.ErrHead)
+					require.Equal(t, base+1, r.Base())
+				case ok:
+					require.Less(t, head, uint16(16))
+					require.Equal(t, base+1, r.Base())
+					taken = append(taken, head)
+				default:
+					require.Equal(t, base, r.Base())
+				}
+			case 6:
+				if len(taken) > 0 {
+					r.Push(taken[0], uint32(op))
+					pushed++
+					require.EqualValues(t, taken[0], binary.LittleEndian.Uint32(d.mem[d.used+4+8*uint64((pushed-1)%16):]))
+					require.Equal(t, pushed, d.get16(d.used+2))
+					taken = taken[1:]
+				}
+				r.MustSignal()
+			case 7:
+				more, err := r.Listen()
+				n, err2 := r.Pending(true)
+				require.Equal(t, err == nil, err2 == nil)
+				if err == nil {
+					require.Equal(t, n > 0, more)
+					require.LessOrEqual(t, n, 16)
+				}
+				r.Quiet()
+			}
+			require.Zero(t, d.get16(d.used)&^vhostabi.UsedNoNotify)
+		}
+		require.Equal(t, pristine, d.mem[d.buffers:], "nothing behind the rings was written")
+	})
+}
