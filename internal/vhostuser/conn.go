@@ -62,12 +62,10 @@ func (c *Conn) receive() (m message, err error) {
 			m.fds = append(m.fds, parseFDs(c.oob[:oobn])...)
 		}
 		switch {
-		case err != nil:
-			return m, fmt.Errorf("read a message: %w", err)
-		case n == 0 && got == 0:
+		case got == 0 && left(err):
 			return m, io.EOF
-		case n == 0:
-			return m, fmt.Errorf("read a message: %w", io.ErrUnexpectedEOF)
+		case err != nil:
+			return m, fmt.Errorf("read a message: %w", cut(err))
 		case flags&unix.MSG_CTRUNC != 0:
 			return m, errors.New("read a message: more descriptors than a message can carry")
 		}
@@ -84,9 +82,22 @@ func (c *Conn) receive() (m message, err error) {
 	}
 	m.payload = c.body[:m.Size]
 	if _, err := io.ReadFull(c.u, m.payload); err != nil {
-		return m, fmt.Errorf("%v: read its payload of %d bytes: %w", m.Request, m.Size, err)
+		return m, fmt.Errorf("%v: read its payload of %d bytes: %w", m.Request, m.Size, cut(err))
 	}
 	return m, nil
+}
+
+// left reports whether a call failed because the front-end has closed its end, with answers unread or not.
+func left(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}
+
+// cut makes the end of the stream within a message what it is.
+func cut(err error) error {
+	if left(err) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 func parseFDs(oob []byte) (fds []int) {
@@ -116,10 +127,14 @@ func (c *Conn) gone() (left bool) {
 	return left || err != nil
 }
 
-// reply answers m with a payload.
+// reply answers m with a payload. It returns io.EOF where the front-end has left.
 func (c *Conn) reply(m *message, payload []byte) error {
 	h := vhostabi.Header{Request: m.Request, Flags: vhostabi.FlagVersion | vhostabi.FlagReply, Size: uint32(len(payload))}
-	if _, err := c.u.Write(append(h.AppendTo(make([]byte, 0, vhostabi.HeaderSize+len(payload))), payload...)); err != nil {
+	_, err := c.u.Write(append(h.AppendTo(make([]byte, 0, vhostabi.HeaderSize+len(payload))), payload...))
+	switch {
+	case left(err):
+		return io.EOF
+	case err != nil:
 		return fmt.Errorf("%v: write the reply: %w", m.Request, err)
 	}
 	return nil

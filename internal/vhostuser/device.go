@@ -92,7 +92,6 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 		case err != nil:
 			return err
 		}
-		d.reap()
 	}
 }
 
@@ -172,6 +171,7 @@ func (d *device) stats() []Counters {
 func (d *device) handle(m *message) error {
 	d.log.Debug("message", "request", m.Request, "size", m.Size, "fds", len(m.fds))
 	reply, err := d.dispatch(m)
+	d.reap() // before the answer: a front-end that removed memory may count on its being gone
 	if err != nil {
 		err = fmt.Errorf("%v: %w", m.Request, err)
 	}

@@ -1,11 +1,12 @@
 package vhostuser_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"log/slog"
-	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,89 +20,158 @@ import (
 	"virtiofsd/internal/vhostuser"
 )
 
-// echo answers every FUSE request with an empty reply; opcode 255 waits until it is let go.
+// echo answers every FUSE request with an empty reply, but for those that have an opcode of these.
 type echo struct {
-	resets, aborts, blocked atomic.Int32
-	block                   chan struct{}
+	resets, aborts, blocked, interrupts atomic.Int32
+	block                               chan struct{} // opBlock waits until it is closed
+	fail                                error         // what NewHandler returns
 }
 
-const opBlock, opPanic = 255, 254
+const (
+	opBlock = 255 - iota
+	opPanic
+	opPanicTwice // in Abort too
+	opSleep      // 300 µs, as a disk does
+	opQuick      = 3
+)
 
-func (e *echo) NewHandler(int) (vhostuser.Handler, error) { return &echoHandler{e: e}, nil }
-func (e *echo) Interrupt()                                {}
-func (e *echo) Reset()                                    { e.resets.Add(1) }
+func (e *echo) NewHandler(int) (vhostuser.Handler, error) {
+	if e.fail != nil {
+		return nil, e.fail
+	}
+	return &echoHandler{e: e}, nil
+}
+func (e *echo) Interrupt() { e.interrupts.Add(1) }
+func (e *echo) Reset()     { e.resets.Add(1) }
 
 type echoHandler struct {
 	e         *echo
 	in, reply [40]byte
+	unfit     bool
 }
 
 func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 	if guestmem.CopyIn(h.in[:], in) < len(h.in) {
 		return 0
 	}
-	switch binary.LittleEndian.Uint32(h.in[4:]) {
+	switch op := binary.LittleEndian.Uint32(h.in[4:]); op {
 	case opBlock:
 		h.e.blocked.Add(1)
 		<-h.e.block
-	case opPanic:
+	case opPanic, opPanicTwice:
+		h.unfit = op == opPanicTwice
 		panic("on purpose")
+	case opSleep:
+		ts := unix.NsecToTimespec(300_000)
+		unix.Nanosleep(&ts, nil)
 	}
 	binary.LittleEndian.PutUint32(h.reply[0:], 16)
 	copy(h.reply[8:16], h.in[8:16])
 	return uint32(guestmem.CopyOut(out, h.reply[:16]))
 }
-func (h *echoHandler) Abort() { h.e.aborts.Add(1) }
+
+func (h *echoHandler) Abort() {
+	h.e.aborts.Add(1)
+	if h.unfit {
+		panic("on purpose, again")
+	}
+}
+
 func (h *echoHandler) Close() {}
 
+// journal is a log that tests read.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
+func (j *journal) logger() *slog.Logger { return slog.New(slog.NewTextHandler(j, nil)) }
+
+// device is a device that is served over a real socket, seen from both sides.
+type device struct {
+	*frontend.Device
+	fuse  *frontend.FUSE
+	log   *journal
+	stats vhostuser.Stats
+	stop  context.CancelFunc
+	ended chan error
+	taken bool
+}
+
+// end waits for Serve to return.
+func (d *device) end(t testing.TB) error {
+	t.Helper()
+	d.taken = true
+	select {
+	case err := <-d.ended:
+		return err
+	case <-time.After(15 * time.Second):
+		t.Fatal("the device does not end")
+		return nil
+	}
+}
+
+func (d *device) count(queue int) vhostuser.Counters { return d.stats()[queue] }
+
 // serve runs the transport over a real socket and returns the connected front-end.
-func serve(t testing.TB, e *echo, cfg vhostuser.Config, f frontend.Config) *frontend.Device {
+func serve(t testing.TB, e *echo, cfg vhostuser.Config, f frontend.Config) *device {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := vhostuser.Listen(path, "")
 	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	cfg.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
-	done := make(chan error, 1)
+	d := &device{log: &journal{}, ended: make(chan error, 1)}
+	var ctx context.Context
+	ctx, d.stop = context.WithCancel(context.Background())
+	cfg.Logger = d.log.logger()
+	stats := make(chan vhostuser.Stats, 1)
 	go func() {
 		c, err := l.Accept(ctx)
 		if err == nil {
-			err = vhostuser.Serve(ctx, c, e, cfg, nil)
+			err = vhostuser.Serve(ctx, c, e, cfg, func(s vhostuser.Stats) { stats <- s })
 		}
-		done <- err
+		d.ended <- err
 	}()
 	f.Socket = path
 	if f.Timeout == 0 {
 		f.Timeout = 5 * time.Second
 	}
-	d, err := frontend.Connect(ctx, f)
+	d.Device, err = frontend.Connect(ctx, f)
 	require.NoError(t, err)
+	d.stats = <-stats
+	d.fuse = frontend.NewFUSE(d.Device)
 	t.Cleanup(func() {
 		d.Close()
-		select {
-		case err := <-done:
-			assert.NoError(t, err)
-		case <-time.After(10 * time.Second):
-			t.Error("the device did not end with its front-end")
+		if !d.taken {
+			assert.NoError(t, d.end(t))
+			assert.Positive(t, e.resets.Load(), "the backend learns that the front-end went")
 		}
-		cancel()
+		d.stop()
 		l.Close()
-		assert.Positive(t, e.resets.Load(), "the backend learns that the front-end went")
+		if t.Failed() && d.log.String() != "" {
+			t.Log(d.log.String())
+		}
 	})
 	return d
 }
 
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(b []byte) (int, error) { os.Stderr.Write(b); return len(b), nil }
-
 func TestQueuesServe(t *testing.T) {
 	for _, table := range []bool{false, true} {
 		d := serve(t, &echo{}, vhostuser.Config{Poll: 50 * time.Microsecond}, frontend.Config{RequestQueues: 4, ForceMemTable: table})
-		fuse := frontend.NewFUSE(d)
 		for q := range 4 {
 			for range 2000 {
-				r, err := fuse.On(d.Request(q)).Do(frontend.Request{Op: 3, Node: 1})
+				r, err := d.fuse.On(d.Request(q)).Do(frontend.Request{Op: 3, Node: 1})
 				require.NoError(t, err)
 				require.Equal(t, uint32(16), r.Used)
 			}
@@ -112,21 +182,20 @@ func TestQueuesServe(t *testing.T) {
 func TestBlockedRequestHoldsUpNobody(t *testing.T) {
 	e := &echo{block: make(chan struct{})}
 	d := serve(t, e, vhostuser.Config{}, frontend.Config{})
-	fuse := frontend.NewFUSE(d)
 	var blocked []*frontend.Pending
 	for range 10 {
-		p, err := fuse.Start(frontend.Request{Op: opBlock, Node: 1})
+		p, err := d.fuse.Start(frontend.Request{Op: opBlock, Node: 1})
 		require.NoError(t, err)
 		blocked = append(blocked, p)
 	}
 	for range 100 {
-		_, err := fuse.Do(frontend.Request{Op: 3, Node: 1})
+		_, err := d.fuse.Do(frontend.Request{Op: 3, Node: 1})
 		require.NoError(t, err)
 	}
 	assert.EqualValues(t, 10, e.blocked.Load())
 	close(e.block)
 	for _, p := range blocked {
-		_, err := fuse.Finish(p)
+		_, err := d.fuse.Finish(p)
 		require.NoError(t, err)
 	}
 }
@@ -134,22 +203,20 @@ func TestBlockedRequestHoldsUpNobody(t *testing.T) {
 func TestPanicEndsTheRequestOnly(t *testing.T) {
 	e := &echo{}
 	d := serve(t, e, vhostuser.Config{}, frontend.Config{})
-	fuse := frontend.NewFUSE(d)
-	p, err := fuse.Start(frontend.Request{Op: opPanic, Node: 1})
+	p, err := d.fuse.Start(frontend.Request{Op: opPanic, Node: 1})
 	require.NoError(t, err)
 	d.Request(0).Publish()
 	d.Request(0).Kick()
 	require.NoError(t, d.Request(0).WaitChain(p.Chain, time.Second))
 	assert.EqualValues(t, 1, e.aborts.Load())
-	_, err = fuse.Do(frontend.Request{Op: 3, Node: 1})
+	_, err = d.fuse.Do(frontend.Request{Op: 3, Node: 1})
 	require.NoError(t, err)
 }
 
 func TestStopAndRestart(t *testing.T) {
 	d := serve(t, &echo{}, vhostuser.Config{}, frontend.Config{})
-	fuse := frontend.NewFUSE(d)
 	for range 50 {
-		_, err := fuse.Do(frontend.Request{Op: 3, Node: 1})
+		_, err := d.fuse.Do(frontend.Request{Op: 3, Node: 1})
 		require.NoError(t, err)
 		_, err = d.Stop(d.Request(0))
 		require.NoError(t, err)
@@ -161,10 +228,9 @@ func BenchmarkDepth1(b *testing.B) {
 	for _, poll := range []time.Duration{0, 50 * time.Microsecond} {
 		b.Run("poll="+poll.String(), func(b *testing.B) {
 			d := serve(b, &echo{}, vhostuser.Config{Poll: poll}, frontend.Config{})
-			fuse := frontend.NewFUSE(d)
 			b.ResetTimer()
 			for range b.N {
-				if _, err := fuse.Do(frontend.Request{Op: 3, Node: 1}); err != nil {
+				if _, err := d.fuse.Do(frontend.Request{Op: 3, Node: 1}); err != nil {
 					b.Fatal(err)
 				}
 			}

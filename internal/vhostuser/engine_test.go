@@ -1,0 +1,449 @@
+package vhostuser_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	fe "virtiofsd/harness/frontend"
+	"virtiofsd/internal/vhostuser"
+)
+
+func TestMain(m *testing.M) {
+	// As the daemon does: workers that come out of a system call find a processor of Go's.
+	runtime.GOMAXPROCS(max(8, 2*runtime.NumCPU()))
+	os.Exit(m.Run())
+}
+
+func (d *device) quick(t testing.TB, q int) {
+	t.Helper()
+	_, err := d.fuse.On(d.Queues[q]).Do(fe.Request{Op: opQuick, Node: 1})
+	require.NoError(t, err, "queue %d", q)
+}
+
+func (d *device) start(t testing.TB, op fe.Opcode) *fe.Pending {
+	t.Helper()
+	p, err := d.fuse.Start(fe.Request{Op: op, Node: 1})
+	require.NoError(t, err)
+	return p
+}
+
+func TestManyQueues(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 64, QueueSize: 16})
+	for range 3 {
+		for q := range 65 {
+			d.quick(t, q)
+		}
+	}
+	for q, c := range d.stats() {
+		assert.EqualValues(t, 3, c.Requests, "queue %d", q)
+	}
+}
+
+func TestRingsOfAllSizes(t *testing.T) {
+	for _, size := range []uint16{1, 2, 128, 32768} {
+		for _, f := range []uint64{fe.DefaultFeatures, fe.DefaultFeatures &^ (1 << fe.FeatureEventIdx), fe.DefaultFeatures &^ (1 << fe.FeatureIndirect)} {
+			if size == 1 && f&(1<<fe.FeatureIndirect) == 0 {
+				continue // a request has two descriptors
+			}
+			d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{QueueSize: size, Features: f})
+			for range 200 {
+				d.quick(t, 1)
+			}
+			d.Close()
+			require.NoError(t, d.end(t))
+		}
+	}
+}
+
+func TestWithoutProtocolFeatures(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{Features: 1<<fe.FeatureVersion1 | 1<<fe.FeatureEventIdx})
+	d.quick(t, 1) // rings are enabled from their start
+}
+
+func TestDisabledRingWaits(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 2})
+	d.quick(t, 1)
+	require.NoError(t, d.Enable(d.Request(0), false))
+	p := d.start(t, opQuick)
+	d.Request(0).Publish()
+	d.Request(0).Kick()
+	assert.ErrorIs(t, d.Request(0).WaitChain(p.Chain, 50*time.Millisecond), fe.ErrTimeout)
+	d.quick(t, 2)
+	require.NoError(t, d.Enable(d.Request(0), true))
+	_, err := d.fuse.Finish(p)
+	require.NoError(t, err, "what was posted meanwhile is served")
+}
+
+// GET_VRING_BASE is answered when what was taken is done, and nothing more is taken.
+func TestStopDrains(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	for range 5 {
+		d.quick(t, 1)
+	}
+	q := d.Request(0)
+	var blocked []*fe.Pending
+	for range 3 {
+		blocked = append(blocked, d.start(t, opBlock))
+	}
+	q.Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 3 }, time.Second, time.Millisecond)
+
+	answered := make(chan uint32)
+	go func() {
+		base, err := d.Stop(q)
+		assert.NoError(t, err)
+		answered <- base
+	}()
+	select {
+	case <-answered:
+		t.Fatal("answered while requests are under way")
+	case <-time.After(500 * time.Millisecond):
+	}
+	assert.Positive(t, e.interrupts.Load(), "the backend is asked to interrupt what waits")
+	close(e.block)
+	assert.EqualValues(t, 8, <-answered)
+	for _, p := range blocked {
+		r, err := d.fuse.Finish(p)
+		require.NoError(t, err)
+		assert.EqualValues(t, 16, r.Used, "and they are on the used ring")
+	}
+}
+
+func TestUntakenRequestsStayInTheRing(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	require.NoError(t, d.Enable(q, false))
+	for range 4 {
+		d.start(t, opQuick)
+	}
+	q.Publish()
+	base, err := d.Stop(q)
+	require.NoError(t, err)
+	assert.Zero(t, base, "none was taken, so the next device finds all of them")
+}
+
+func TestEndsWhileARequestIsStuck(t *testing.T) {
+	for name, end := range map[string]func(*device){
+		"told to end": func(d *device) { d.stop() },
+		"front-end waits": func(d *device) {
+			d.Conn.Send(fe.MsgGetVringBase, false, state(1, 0))
+			time.Sleep(50 * time.Millisecond)
+			d.stop()
+		},
+	} {
+		e := &echo{block: make(chan struct{})}
+		d := serve(t, e, vhostuser.Config{}, fe.Config{})
+		d.start(t, opBlock)
+		d.Request(0).Publish()
+		require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+		began := time.Now()
+		end(d)
+		err := d.end(t)
+		assert.ErrorIs(t, err, vhostuser.ErrStuck, name)
+		assert.Less(t, time.Since(began), 1500*time.Millisecond, name)
+		assert.Zero(t, e.resets.Load(), "%s: the backend is not reset under a request's feet", name)
+		close(e.block)
+	}
+}
+
+func TestFrontEndLeavesWhileItsRingDrains(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	d.start(t, opBlock)
+	d.Request(0).Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+	require.NoError(t, d.Conn.Send(fe.MsgGetVringBase, false, state(1, 0)))
+	time.Sleep(20 * time.Millisecond)
+	d.Conn.Close()
+	time.AfterFunc(600*time.Millisecond, func() { close(e.block) })
+	assert.NoError(t, d.end(t), "leaving is no error, and what is under way may take its time")
+	assert.EqualValues(t, 1, e.resets.Load())
+}
+
+func TestPollingKick(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	_, err := d.Stop(q)
+	require.NoError(t, err)
+	require.NoError(t, d.Restart(q))
+	require.NoError(t, d.Conn.Ack(fe.MsgSetVringKick, number(1|1<<8)))
+	kicks := q.Kicks
+	for range 20 {
+		time.Sleep(3 * time.Millisecond)
+		p := d.start(t, opQuick)
+		q.SetAvailIndex(q.AvailIndex()) // shown, but not kicked
+		q.SetNext(q.AvailIndex())
+		_, err := d.fuse.Finish(p)
+		require.NoError(t, err)
+	}
+	assert.Equal(t, kicks, q.Kicks)
+}
+
+func TestWithoutCallAndErr(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	require.NoError(t, d.Conn.Ack(fe.MsgSetVringCall, number(1|1<<8)))
+	require.NoError(t, d.Conn.Ack(fe.MsgSetVringErr, number(1|1<<8)))
+	q := d.Request(0)
+	p := d.start(t, opQuick)
+	q.Publish()
+	require.Eventually(t, func() bool { q.Reap(); return p.Chain.Done }, time.Second, time.Millisecond, "the driver polls")
+	q.SetAvailIndex(q.AvailIndex() + q.Size + 1)
+	q.Kick()
+	d.quick(t, 0)
+}
+
+func TestBrokenRingIsReportedAndTheOthersServe(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 2})
+	q := d.Request(0)
+	d.quick(t, 1)
+	p := d.start(t, opQuick)
+	q.SetAvailIndex(q.AvailIndex() + q.Size + 1)
+	q.Kick()
+	assert.ErrorIs(t, q.WaitChain(p.Chain, time.Second), fe.ErrRingStopped, "VRING_ERR")
+	d.quick(t, 2)
+	d.quick(t, 0)
+	assert.Eventually(t, func() bool { return strings.Count(d.log.String(), "queue stopped") == 1 }, time.Second, time.Millisecond)
+	_, err := d.Stop(q)
+	require.NoError(t, err)
+	require.NoError(t, d.Restart(q))
+	p = d.start(t, opQuick)
+	q.Publish()
+	require.Eventually(t, func() bool { q.Reap(); return p.Chain.Done }, time.Second, time.Millisecond, "set up anew, it serves again")
+}
+
+func TestMalformedChains(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	ids, err := q.TakeDesc(1)
+	require.NoError(t, err)
+	q.WriteDesc(ids[0], fe.Desc{Addr: d.Memory.Outside(), Len: 40})
+	for range 300 {
+		c := q.PrepareRaw(ids[0], nil)
+		require.NoError(t, q.Do(c, time.Second))
+		assert.Zero(t, c.Used)
+	}
+	q.Post(q.PrepareRaw(q.Size, nil))
+	d.quick(t, 1)
+	assert.EqualValues(t, 301, d.count(1).Malformed)
+	assert.LessOrEqual(t, strings.Count(d.log.String(), "request refused"), 3, "one line a second")
+	assert.Contains(t, d.log.String(), "outside of guest memory")
+}
+
+func TestVanishedMemory(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 2})
+	r := d.Memory.Regions[1]
+	require.NoError(t, unix.Ftruncate(r.FD, int64(r.Size/2)))
+	q := d.Request(0)
+	ids, err := q.TakeDesc(1)
+	require.NoError(t, err)
+	q.WriteDesc(ids[0], fe.Desc{Addr: r.GPA + r.Size/2, Len: 40})
+	c := q.PrepareRaw(ids[0], nil)
+	require.NoError(t, q.Do(c, time.Second))
+	assert.Zero(t, c.Used)
+	assert.EqualValues(t, 1, d.count(1).Faults)
+	d.quick(t, 1)
+
+	// The rings themselves go: those queues stop, and the connection still answers.
+	rings := d.Memory.Regions[0]
+	require.NoError(t, unix.Ftruncate(rings.FD, 0))
+	d.Request(0).Kick()
+	d.Request(1).Kick()
+	require.Eventually(t, func() bool { return strings.Count(d.log.String(), "queue stopped") == 2 }, time.Second, time.Millisecond)
+	_, err = d.Conn.CallU64(fe.MsgGetFeatures, nil)
+	require.NoError(t, err)
+	_, err = d.Stop(d.Request(0))
+	require.NoError(t, err)
+	require.NoError(t, unix.Ftruncate(rings.FD, int64(rings.Size))) // for the front-end's own sake
+}
+
+func TestMemoryComesAndGoes(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	extra, err := fe.NewRegion(1<<40, 1<<20)
+	require.NoError(t, err)
+	defer extra.Close()
+	mapped := func() int {
+		maps, err := os.ReadFile("/proc/self/maps")
+		require.NoError(t, err)
+		return strings.Count(string(maps), "memfd:guest-ram")
+	}
+	before := mapped()
+	for range 100 {
+		require.NoError(t, d.Conn.Ack(fe.MsgAddMemReg, fe.SingleRegion(extra), extra.FD))
+		d.quick(t, 1)
+		require.NoError(t, d.Conn.Ack(fe.MsgRemMemReg, fe.SingleRegion(extra)))
+	}
+	assert.Equal(t, before, mapped(), "what was removed is unmapped when the answer comes")
+
+	// A request under way keeps the memory that it works in.
+	require.NoError(t, d.Conn.Ack(fe.MsgAddMemReg, fe.SingleRegion(extra), extra.FD))
+	p := d.start(t, opBlock)
+	d.Request(0).Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+	require.NoError(t, d.Conn.Ack(fe.MsgRemMemReg, fe.SingleRegion(extra)), "removing it waits for nobody")
+	d.Conn.CallU64(fe.MsgGetFeatures, nil)
+	assert.Equal(t, before+1, mapped())
+	close(e.block)
+	_, err = d.fuse.Finish(p)
+	require.NoError(t, err)
+	d.Conn.CallU64(fe.MsgGetFeatures, nil)
+	assert.Equal(t, before, mapped())
+
+	// The rings' memory goes: they stop.
+	require.NoError(t, d.Conn.Ack(fe.MsgRemMemReg, fe.SingleRegion(d.Memory.Regions[0])))
+	assert.Equal(t, 2, strings.Count(d.log.String(), "queue stopped"))
+	_, err = d.Conn.CallU64(fe.MsgGetFeatures, nil)
+	require.NoError(t, err)
+}
+
+func TestUnfitWorkerIsReplaced(t *testing.T) {
+	e := &echo{}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	for range 5 {
+		p := d.start(t, opPanicTwice)
+		d.Request(0).Publish()
+		require.NoError(t, d.Request(0).WaitChain(p.Chain, time.Second))
+		assert.Zero(t, p.Chain.Used)
+	}
+	d.quick(t, 1)
+	assert.EqualValues(t, 5, e.aborts.Load())
+}
+
+func TestNoWorker(t *testing.T) {
+	d := serve(t, &echo{fail: errors.New("no thread today")}, vhostuser.Config{}, fe.Config{})
+	p := d.start(t, opQuick)
+	d.Request(0).Publish()
+	assert.ErrorIs(t, d.Request(0).WaitChain(p.Chain, time.Second), fe.ErrRingStopped)
+	assert.Eventually(t, func() bool { return strings.Contains(d.log.String(), "no thread today") }, time.Second, time.Millisecond)
+}
+
+// Requests that wait for a disk are served side by side, soon, and the threads that this takes end when it is quiet.
+func TestSlowRequestsGetHelp(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	var all []*fe.Pending
+	for range 32 {
+		all = append(all, d.start(t, opSleep))
+	}
+	q.Publish()
+	served, began := 0, time.Now()
+	for time.Since(began) < 300*time.Millisecond {
+		require.True(t, q.Wait())
+		for {
+			c, err := q.Reap()
+			require.NoError(t, err)
+			if c == nil {
+				break
+			}
+			served++
+			q.Post(c)
+		}
+		q.Publish()
+	}
+	rate := float64(served) / time.Since(began).Seconds()
+	assert.Greater(t, rate, 10_000.0, "one thread does 2,800 a second")
+	for _, p := range all {
+		require.NoError(t, q.WaitChain(p.Chain, time.Second))
+	}
+	assert.Greater(t, d.count(1).Workers, 4)
+	assert.Eventually(t, func() bool { return d.count(1).Workers <= 3 }, time.Second, 5*time.Millisecond)
+}
+
+func TestCheapRequestsStayWithOneWorker(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	for range 32 {
+		d.start(t, opQuick)
+	}
+	q.Publish()
+	for range 50_000 {
+		c, err := q.Reap()
+		require.NoError(t, err)
+		if c != nil {
+			q.Post(c)
+			q.Publish()
+		}
+	}
+	assert.LessOrEqual(t, d.count(1).Workers, 2)
+}
+
+func threads(t testing.TB) int {
+	list, err := os.ReadDir("/proc/self/task")
+	require.NoError(t, err)
+	return len(list)
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	once := func() {
+		d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 4, QueueSize: 64, Memory: []uint64{1 << 20, 1 << 20}})
+		for q := range 5 {
+			d.quick(t, q)
+		}
+		d.Close()
+		require.NoError(t, d.end(t))
+	}
+	for range 3 {
+		once()
+	}
+	fds, routines, tasks := openFDs(t), runtime.NumGoroutine(), threads(t)
+	for range 100 {
+		once()
+	}
+	// Each round's listener is closed at the test's end only: two descriptors.
+	assert.Equal(t, fds+200, openFDs(t))
+	assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= routines+1 }, time.Second, time.Millisecond) // Eventually has one
+	assert.Eventually(t, func() bool { return threads(t) <= tasks+4 }, 2*time.Second, 10*time.Millisecond)
+}
+
+func TestIdleDeviceUsesNoProcessor(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{Poll: 50 * time.Microsecond}, fe.Config{RequestQueues: 8})
+	for q := range 9 {
+		d.quick(t, q)
+	}
+	time.Sleep(100 * time.Millisecond) // the monitor parks
+	cpu := func() time.Duration {
+		var u syscall.Rusage
+		require.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := cpu()
+	time.Sleep(500 * time.Millisecond)
+	assert.Less(t, cpu()-before, 5*time.Millisecond, "1 % of a processor, tests and Go's own threads included")
+}
+
+func BenchmarkDepth32(b *testing.B) {
+	for _, poll := range []time.Duration{0, 50 * time.Microsecond} {
+		b.Run(fmt.Sprint("poll=", poll), func(b *testing.B) {
+			d := serve(b, &echo{}, vhostuser.Config{Poll: poll}, fe.Config{})
+			q := d.Request(0)
+			for range 32 {
+				d.start(b, opQuick)
+			}
+			q.Publish()
+			b.ResetTimer()
+			for n := 0; n < b.N; {
+				q.Wait()
+				for {
+					c, _ := q.Reap()
+					if c == nil {
+						break
+					}
+					n++
+					q.Post(c)
+				}
+				q.Publish()
+			}
+		})
+	}
+}

@@ -1,0 +1,108 @@
+package vhostuser_test
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	fe "virtiofsd/harness/frontend"
+	"virtiofsd/internal/vhostuser"
+)
+
+// fuzzMemory is a region's size in FuzzMessages; its rings lie at known places, so that messages can set them up.
+const fuzzMemory = 1 << 20
+
+// FuzzMessages plays a front-end that sends any messages with any descriptors. The device answers each question, refuses or ends, and
+// never leaves a descriptor, a mapping or a thread behind, nor panics.
+//
+// The input is a sequence of: request, flags, payload length (one byte each), which descriptors come along (one byte, two bits each: none,
+// memory, eventfd, pipe), payload.
+func FuzzMessages(f *testing.F) {
+	message := func(request fe.Message, fds byte, payload []byte) []byte {
+		return append([]byte{byte(request), 9, byte(len(payload)), fds}, payload...)
+	}
+	join := func(all ...[]byte) (b []byte) {
+		for _, m := range all {
+			b = append(b, m...)
+		}
+		return b
+	}
+	setUp := join(
+		message(fe.MsgSetProtocolFeatures, 0, number(1<<0|1<<3|1<<15)),
+		message(fe.MsgSetFeatures, 0, number(1<<32|1<<30|1<<29|1<<28)),
+		message(fe.MsgAddMemReg, 1, region(0, fuzzMemory, 1<<40, 0)),
+		message(fe.MsgSetVringNum, 0, state(1, 16)),
+		message(fe.MsgSetVringBase, 0, state(1, 0)),
+		message(fe.MsgSetVringAddr, 0, addrs(1, 1<<40, 1<<40+4096, 1<<40+8192)),
+		message(fe.MsgSetVringCall, 2, number(1)),
+		message(fe.MsgSetVringErr, 2, number(1)),
+		message(fe.MsgSetVringKick, 2, number(1)),
+		message(fe.MsgSetVringEnable, 0, state(1, 1)),
+	)
+	f.Add(setUp)
+	f.Add(join(setUp, message(fe.MsgGetVringBase, 0, state(1, 0)), message(fe.MsgRemMemReg, 0, region(0, fuzzMemory, 1<<40, 0))))
+	f.Add(join(setUp, message(fe.MsgRemMemReg, 0, region(0, fuzzMemory, 1<<40, 0)), message(fe.MsgResetDevice, 0, nil)))
+	f.Add(join(setUp, message(fe.MsgSetVringKick, 0, number(1|1<<8)), message(fe.MsgSetStatus, 0, number(0))))
+	f.Add(join(message(fe.MsgSetMemTable, 1, append(state(1, 0), region(0, fuzzMemory, 1<<40, 0)[8:]...)), message(fe.MsgGetConfig, 0, configRequest(0, 40))))
+	f.Add(message(fe.MsgSetVringCall, 3, number(1)))
+	f.Add(message(fe.MsgSetMemTable, 0xff, append(state(4, 0), make([]byte, 128)...)))
+
+	mem, err := unix.MemfdCreate("guest-ram", unix.MFD_CLOEXEC)
+	require.NoError(f, err)
+	require.NoError(f, unix.Ftruncate(mem, fuzzMemory))
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	require.NoError(f, err)
+	var pipe [2]int
+	require.NoError(f, unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		fds := openFDs(t)
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		file := os.NewFile(uintptr(pair[0]), "")
+		conn, err := net.FileConn(file)
+		require.NoError(t, err)
+		file.Close()
+		e := &echo{}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			vhostuser.Serve(context.Background(), vhostuser.NewConn(conn.(*net.UnixConn)), e, vhostuser.Config{Tag: "t", MaxRequestQueues: 2, Logger: log}, nil)
+		}()
+		front, err := fe.NewConn(pair[1], 5*time.Second)
+		require.NoError(t, err)
+		var answers [4096]byte
+		for len(in) >= 4 {
+			request, flags, n, which := fe.Message(in[0]), uint32(in[1]), min(int(in[2]), len(in)-4), in[3]
+			var with []int
+			for ; which != 0; which >>= 2 {
+				if which&3 != 0 {
+					with = append(with, []int{mem, event, pipe[1]}[which&3-1])
+				}
+			}
+			b := fe.Frame(request, flags, in[4:4+n])
+			in = in[4+n:]
+			if front.SendRaw(b, with...) != nil {
+				break // it has ended the connection
+			}
+			unix.Recvfrom(pair[1], answers[:], unix.MSG_DONTWAIT) // what it says does not matter
+			unix.Write(event, binary.NativeEndian.AppendUint64(nil, 1))
+		}
+		front.Close()
+		select {
+		case <-ended:
+		case <-time.After(12 * time.Second):
+			t.Fatal("the device does not end")
+		}
+		require.EqualValues(t, 1, min(e.resets.Load(), 1))
+		require.Equal(t, fds, openFDs(t), "descriptors")
+	})
+}
