@@ -63,11 +63,7 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 		}
 	}()
 	for i := range d.cfg.MaxRequestQueues + 1 {
-		q, err := newQueue(d, i)
-		if err != nil {
-			return err
-		}
-		d.queues = append(d.queues, q)
+		d.queues = append(d.queues, newQueue(d, i))
 	}
 	d.workers.Go(d.monitor.run)
 	if started != nil {

@@ -75,9 +75,17 @@ func ring(fd int, n int) {
 	unix.Write(fd, b[:])
 }
 
-func newQueue(d *device, index int) (*queue, error) {
+func newQueue(d *device, index int) *queue {
 	q := &queue{dev: d, index: index, epoll: -1, wake: -1, spring: -1, kick: -1, want: 1, workers: map[*worker]struct{}{}}
 	q.still.L = &q.mu
+	return q
+}
+
+// open makes the queue's own descriptors, which a queue that is never used does without. The caller holds mu.
+func (q *queue) open() error {
+	if q.spring >= 0 {
+		return nil
+	}
 	err := func() (err error) {
 		if q.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 			return err
@@ -85,26 +93,31 @@ func newQueue(d *device, index int) (*queue, error) {
 		if q.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 			return err
 		}
-		if q.spring, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE); err != nil {
+		if err = unix.EpollCtl(q.epoll, unix.EPOLL_CTL_ADD, q.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(q.wake)}); err != nil {
 			return err
 		}
-		return unix.EpollCtl(q.epoll, unix.EPOLL_CTL_ADD, q.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(q.wake)})
+		q.spring, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE)
+		return err
 	}()
 	if err != nil {
-		q.closeFDs()
-		return nil, fmt.Errorf("queue %d: make its descriptors: %w; raise the limit of open files", index, err)
+		closeAll(&q.epoll, &q.wake)
+		return fmt.Errorf("queue %d: make its descriptors: %w; raise the limit of open files", q.index, err)
 	}
-	return q, nil
+	return nil
 }
 
-// closeFDs is for the end, when no worker is left.
-func (q *queue) closeFDs() {
-	for _, fd := range []*int{&q.epoll, &q.wake, &q.spring, &q.kick} {
+func closeAll(fds ...*int) {
+	for _, fd := range fds {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1
 		}
 	}
+}
+
+// closeFDs is for the end, when no worker is left.
+func (q *queue) closeFDs() {
+	closeAll(&q.epoll, &q.wake, &q.spring, &q.kick)
 	q.call.release()
 	q.errfd.release()
 	q.call, q.errfd = nil, nil
@@ -325,6 +338,10 @@ func (q *queue) setEvent(place **eventFD, fd int) {
 func (q *queue) setKick(fd int) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if err := q.open(); err != nil {
+		closeAll(&fd)
+		return err
+	}
 	if q.kick >= 0 {
 		// Closing alone would leave it in the epoll, as the front-end has the eventfd open too.
 		_ = unix.EpollCtl(q.epoll, unix.EPOLL_CTL_DEL, q.kick, nil)
