@@ -274,7 +274,7 @@ func serve(ctx context.Context, o config.Options, in *sandbox.Entered, limit uin
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && !o.KeepListening:
+		case err != nil && (!o.KeepListening || errors.Is(err, vhostuser.ErrStuck)):
 			return err
 		case err != nil:
 			log.Error("the front-end broke the protocol", "err", err)
@@ -297,5 +297,3 @@ func (b backend) NewHandler(queue int) (vhostuser.Handler, error) {
 	}
 	return w, nil
 }
-
-func (b backend) Interrupt() {}

@@ -125,6 +125,11 @@ func (d *device) shutdown() error {
 		q.close()
 	}
 	close(d.monitor.quit)
+	for i, c := range d.stats() {
+		if c.Requests > 0 {
+			d.log.Debug("queue ends", "queue", i, "counters", c)
+		}
+	}
 	if stuck != nil {
 		return stuck
 	}
