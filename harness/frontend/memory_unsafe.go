@@ -10,8 +10,6 @@ import (
 // fence orders it.
 
 func ptr16(b []byte, off uint32) *uint16 { return (*uint16)(unsafe.Pointer(&b[off : off+2][0])) }
-func ptr32(b []byte, off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[off : off+4][0])) }
-func ptr64(b []byte, off uint32) *uint64 { return (*uint64)(unsafe.Pointer(&b[off : off+8][0])) }
 
 //go:noinline
 func load16(p *uint16) uint16 { return *p }

@@ -244,13 +244,35 @@ func fdsInside(v *View, _ []string) Finding {
 	return none(bad, "%d descriptors, none leads out", len(d.FDs))
 }
 
-// eachThread calls bad for every thread and collects what it says.
-func eachThread(all []probe.Process, bad func(probe.Thread) string) (out []string, n int) {
-	for _, p := range all {
-		for _, t := range p.Threads {
-			n++
+// eachThread calls bad for every thread and collects what it says: one line for all threads of a process of which the same is said.
+// Numbers of processes and threads differ from run to run and are left out.
+func eachThread(p *probe.Proc, which func(i int) bool, bad func(probe.Thread) string) (out []string, n int) {
+	for i, q := range p.Processes {
+		if !which(i) {
+			continue
+		}
+		n += len(q.Threads)
+		count := map[string]int{}
+		var order []string
+		for _, t := range q.Threads {
 			if s := bad(t); s != "" {
-				out = append(out, fmt.Sprintf("%s thread %d of process %d %s", p.Comm, t.TID, p.PID, s))
+				if count[s]++; count[s] == 1 {
+					order = append(order, s)
+				}
+			}
+		}
+		role := "process that does not serve"
+		if i == p.Serving {
+			role = "serving process"
+		}
+		for _, s := range order {
+			switch {
+			case len(q.Threads) == 1:
+				out = append(out, fmt.Sprintf("the %s has %s", role, s))
+			case count[s] == len(q.Threads):
+				out = append(out, fmt.Sprintf("all %d threads of the %s have %s", count[s], role, s))
+			default:
+				out = append(out, fmt.Sprintf("%d of %d threads of the %s have %s", count[s], len(q.Threads), role, s))
 			}
 		}
 	}
@@ -259,11 +281,11 @@ func eachThread(all []probe.Process, bad func(probe.Thread) string) (out []strin
 
 // threads judges every thread of the serving process.
 func threads(v *View, good string, bad func(probe.Thread) string) Finding {
-	_, s, f := serving(v)
+	p, _, f := serving(v)
 	if f != nil {
 		return *f
 	}
-	out, n := eachThread([]probe.Process{*s}, bad)
+	out, n := eachThread(p, func(i int) bool { return i == p.Serving }, bad)
 	return none(out, "%s in each of %d threads", good, n)
 }
 
@@ -272,11 +294,11 @@ func groupsDropped(v *View, _ []string) Finding {
 	if f != nil {
 		return *f
 	}
-	bad, n := eachThread(p.Processes, func(t probe.Thread) string {
+	bad, n := eachThread(p, func(int) bool { return true }, func(t probe.Thread) string {
 		if len(t.Groups) == 0 {
 			return ""
 		}
-		return fmt.Sprintf("has the groups %v", t.Groups)
+		return fmt.Sprintf("the groups %v", t.Groups)
 	})
 	return none(bad, "no supplementary group in %d threads", n)
 }
@@ -286,20 +308,19 @@ func capsWithin(v *View, of []string) Finding {
 	if err != nil {
 		return broken("%v", err)
 	}
-	_, s, f := serving(v)
-	if f != nil {
-		return *f
-	}
 	var sum uint64
-	out, n := eachThread([]probe.Process{*s}, func(t probe.Thread) string {
+	f := threads(v, "", func(t probe.Thread) string {
 		has := t.CapEff | t.CapPrm | t.CapInh | t.CapAmb
 		sum |= has
 		if over := has &^ allowed; over != 0 {
-			return "has " + names(over) + " too"
+			return names(over) + " beyond the list"
 		}
 		return ""
 	})
-	return none(out, "%d threads, together %s", n, names(sum))
+	if f.State == Holds {
+		f.Saw = names(sum) + f.Saw
+	}
+	return f
 }
 
 func boundingWithin(v *View, of []string) Finding {
@@ -313,7 +334,7 @@ func boundingWithin(v *View, of []string) Finding {
 	}
 	return threads(v, what, func(t probe.Thread) string {
 		if over := t.CapBnd &^ allowed; over != 0 {
-			return "has in its bounding set " + names(over)
+			return names(over) + " in the bounding set"
 		}
 		return ""
 	})
@@ -324,22 +345,16 @@ func parentCapsNone(v *View, _ []string) Finding {
 	if f != nil {
 		return *f
 	}
-	var others []probe.Process
-	for i, q := range p.Processes {
-		if i != p.Serving {
-			others = append(others, q)
-		}
-	}
-	if len(others) == 0 {
-		return holdsIf(true, "there is no other process")
-	}
-	out, n := eachThread(others, func(t probe.Thread) string {
+	out, n := eachThread(p, func(i int) bool { return i != p.Serving }, func(t probe.Thread) string {
 		if has := t.CapEff | t.CapPrm; has != 0 {
-			return "holds " + names(has)
+			return names(has)
 		}
 		return ""
 	})
-	return none(out, "no capability in %d threads of %d processes", n, len(others))
+	if n == 0 {
+		return holdsIf(true, "there is no other process")
+	}
+	return none(out, "no capability in %d threads", n)
 }
 
 func noNewPrivs(v *View, _ []string) Finding {
@@ -347,7 +362,7 @@ func noNewPrivs(v *View, _ []string) Finding {
 		if t.NoNewPrivs == 1 {
 			return ""
 		}
-		return "has no_new_privs " + strconv.Itoa(t.NoNewPrivs)
+		return "no_new_privs " + strconv.Itoa(t.NoNewPrivs)
 	})
 }
 
@@ -356,7 +371,7 @@ func seccomp(v *View, _ []string) Finding {
 		if t.Seccomp == 2 {
 			return ""
 		}
-		return "has seccomp mode " + strconv.Itoa(t.Seccomp)
+		return "seccomp mode " + strconv.Itoa(t.Seccomp)
 	})
 }
 
@@ -410,7 +425,7 @@ func beforeGuest(v *View, _ []string) Finding {
 func notHostRoot(v *View, _ []string) Finding {
 	return threads(v, "neither uid 0 nor gid 0 of the host", func(t probe.Thread) string {
 		if slices.Contains(t.UID[:], 0) || slices.Contains(t.GID[:], 0) {
-			return fmt.Sprintf("has uids %v and gids %v", t.UID, t.GID)
+			return fmt.Sprintf("the uids %v and gids %v", t.UID, t.GID)
 		}
 		return ""
 	})

@@ -1,7 +1,6 @@
 package workload
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -85,11 +84,7 @@ func childPosixTest(args []string, stdout io.Writer) int {
 		fmt.Fprintln(stdout, "want a test of posixtest and a directory")
 		return 2
 	}
-	testing.Init()
-	if err := flag.CommandLine.Parse([]string{"-test.v"}); err != nil {
-		fmt.Fprintln(stdout, err)
-		return 2
-	}
+	os.Args = []string{"posixtest", "-test.v"} // package testing reads its flags from there
 	testing.Main(func(_, _ string) (bool, error) { return true, nil }, []testing.InternalTest{{
 		Name: args[0], F: func(t *testing.T) { posixtest.All[args[0]](t, args[1]) },
 	}}, nil, nil)

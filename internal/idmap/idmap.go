@@ -60,7 +60,7 @@ func (m Map) String() string {
 // neither letter nor digit and is the same throughout: ":0:100000:65536:".
 func Parse(s string) (Range, error) {
 	bad := func(why string) (Range, error) {
-		return Range{}, fmt.Errorf("map %q %s; write :INSIDE:OUTSIDE:COUNT:, for example :0:100000:65536:", s, why)
+		return Range{}, fmt.Errorf("map %q %s; write :INSIDE:OUTSIDE:COUNT:, such as :0:100000:65536: does", s, why)
 	}
 	if s == "" {
 		return bad("is empty")

@@ -182,7 +182,7 @@ func TestSwappedDirectoriesDoNotLeadOut(t *testing.T) {
 		require.NoError(t, os.Symlink("../outside", dir+"/d"))
 		_, e := g.lookup(d, "secret")
 		assert.Contains(t, []unix.Errno{unix.ENOENT, unix.ESTALE}, e)
-		_, e = g.mkdir(d, "made", 0o755, 0)
+		_, _ = g.mkdir(d, "made", 0o755, 0) // whichever way it ends
 		assert.NoDirExists(t, top+"/outside/made")
 		require.NoError(t, os.Remove(dir+"/d"))
 		require.NoError(t, os.Rename(dir+"/was-d", dir+"/d"))

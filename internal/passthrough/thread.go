@@ -21,13 +21,11 @@ type thread struct {
 	st      unix.Statx_t
 	sf      unix.Statfs_t
 	times   [2]unix.Timespec
-	lk      unix.Flock_t
 	offIn   int64
 	offOut  int64
 	path    [16]byte
 	groups  []uint32 // the caller's, translated
 	iov     []unix.Iovec
-	dents   []byte
 	names   []byte
 }
 

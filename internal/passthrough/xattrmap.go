@@ -43,7 +43,7 @@ func ParseXattrMap(rules string) (XattrMapper, error) {
 	var m xattrRules
 	rest := strings.TrimLeftFunc(rules, unicode.IsSpace)
 	if rest == "" {
-		return nil, fmt.Errorf("attribute map %q has no rule: write at least :ok:all:::", rules)
+		return nil, fmt.Errorf("attribute map %q has no rule: the least is :ok:all::: alone", rules)
 	}
 	for number := 1; rest != ""; number++ {
 		bad := func(why string, args ...any) error {
