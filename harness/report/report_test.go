@@ -1,0 +1,296 @@
+package report_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"virtiofsd/harness/claim"
+	"virtiofsd/harness/report"
+	"virtiofsd/harness/result"
+	"virtiofsd/harness/scenario"
+)
+
+const root = "../.."
+
+// world is a small tree with one scenario, two claims and a peer that differs in one of them.
+type world struct {
+	claims    []claim.Claim
+	areas     []claim.Area
+	scenarios []*scenario.Scenario
+	known     []scenario.Known
+	root      string
+}
+
+const claimsTOML = `area = "box"
+title = "Box"
+about = "What is in the box."
+
+[[claim]]
+id = "box/root"
+must = "The root MUST be the share | nothing else."
+why = "It is a wall."
+source = ["chroot(2)"]
+probe = ["proc"]
+judge = "root-is-share"
+
+[[claim]]
+id = "box/user"
+must = "There MUST be a user namespace."
+why = "It is another wall."
+source = ["user_namespaces(7)"]
+probe = ["proc"]
+judge = "namespaces"
+of = ["user"]
+`
+
+const scenarioTOML = `title = "Root in a box"
+use_case = "A"
+why = "For tests."
+needs = ["root"]
+kernels = ["6.1", "6.12"]
+
+[launch]
+as = "root"
+
+[options]
+sandbox = "namespace"
+
+[[step]]
+probe = "proc"
+
+[[expect]]
+claim = "box/root"
+outcome = "holds"
+because = "pivot_root"
+
+[[expect]]
+claim = "box/user"
+outcome = "absent"
+because = "root needs none"
+`
+
+const knownTOML = `[[known]]
+claim = "box/root"
+impl = "c"
+scenario = "a-box"
+because = "it stays where it was"
+measured = "7.2"
+`
+
+func newWorld(t *testing.T) world {
+	t.Helper()
+	w := world{root: t.TempDir()}
+	for name, text := range map[string]string{
+		"scenarios/claims/box.toml": claimsTOML, "scenarios/a-box.toml": scenarioTOML, "scenarios/known-differences.toml": knownTOML,
+	} {
+		file := filepath.Join(w.root, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+	}
+	tree := os.DirFS(w.root)
+	var err error
+	w.claims, err = claim.Load(tree, "scenarios/claims")
+	require.NoError(t, err)
+	w.areas, err = claim.LoadAreas(tree, "scenarios/claims")
+	require.NoError(t, err)
+	w.scenarios, err = scenario.Load(tree, "scenarios", w.claims)
+	require.NoError(t, err)
+	w.known, err = scenario.LoadKnown(tree, "scenarios", w.claims)
+	require.NoError(t, err)
+	return w
+}
+
+// store writes a run of the world into a folder. change may alter each record before it is written.
+func (w world) store(t *testing.T, change func(*result.Record)) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "20260101T000000Z-test")
+	sum := strings.Repeat("a", 64)
+	out, err := result.Create(dir, result.Run{
+		ID: "20260101T000000Z-test", Started: "2026-01-01T00:00:00Z", Host: map[string]string{"kernel": "6.18", "accel": "tcg"},
+		Impls: []result.Identity{
+			{Name: "ours", Version: "virtiofsd 0.1 (go1.26)", SHA256: sum, Path: "/home/me/tree/bin/virtiofsd"},
+			{Name: "c", Version: "virtiofsd version 7.2.22 (Debian)", SHA256: sum, Path: "/usr/lib/qemu/virtiofsd"},
+		},
+		Kernels: []result.Identity{{Name: "6.1", Version: "6.1.170", SHA256: sum, Path: "/home/me/tree/vm-images/out/6.1/vmlinuz"}},
+	})
+	require.NoError(t, err)
+	for _, i := range []string{"ours", "c"} {
+		for _, k := range []string{"6.12", "6.1"} { // not in the order of pages
+			id := result.CellID{Scenario: "a-box", Impl: i, Kernel: k}
+			cell := result.Cell{CellID: id, Status: result.CellRan, Argv: []string{"/home/me/tree/bin/virtiofsd", "--shared-dir=/tmp/vfsmatrix-123/share", "--socket-path=/tmp/vfsmatrix-123/run/vhost.sock"}}
+			require.NoError(t, out.Cell(cell, []result.Observation{
+				{Step: "hello", Probe: "hello", Where: result.Guest, Facts: json.RawMessage(`{"release":"` + k + `"}`), T: 3.14159},
+				{Step: "proc", Probe: "proc", Where: result.Host, Facts: json.RawMessage(`{"launcher":{},"processes":[{"root":"/tmp/vfsmatrix-123/share","exe":"/home/me/tree/bin/virtiofsd","threads":[{"cap_bnd":18446744073709551615}]}],"serving":0}`), T: 4},
+			}))
+			evidence := []string{id.Dir() + "/observations.jsonl#proc"}
+			records := []result.Record{
+				{Claim: "box/user", CellID: id, Verdict: result.Pass, Expected: "absent", Observed: "absent", Because: "user namespace is the launcher's", Evidence: evidence},
+				{Claim: "box/root", CellID: id, Verdict: result.Pass, Expected: "holds", Observed: "holds", Because: "root is the share's", Evidence: evidence},
+			}
+			if i == "c" {
+				records[1].Verdict, records[1].Observed, records[1].Because, records[1].Known = result.Fail, "violated", "root is the host's", "it stays where it was"
+			}
+			for j := range records {
+				if change != nil {
+					change(&records[j])
+				}
+			}
+			require.NoError(t, out.Records(records))
+		}
+	}
+	_, err = out.Close(12)
+	require.NoError(t, err)
+	return dir
+}
+
+func read(t *testing.T, dir string) *result.Stored {
+	t.Helper()
+	run, err := result.Read(os.DirFS(dir))
+	require.NoError(t, err)
+	return run
+}
+
+func table(t *testing.T, run *result.Stored, color bool) string {
+	t.Helper()
+	var b strings.Builder
+	require.NoError(t, report.Table(&b, run, color))
+	return b.String()
+}
+
+func TestTableCountsAndListsSurprises(t *testing.T) {
+	w := newWorld(t)
+	text := table(t, read(t, w.store(t, nil)), false)
+	assert.Regexp(t, `a-box\s+│ 6\.1 \s+│ 2 pass\s+│ 1 pass 1 known`, text)
+	assert.Less(t, strings.Index(text, "│ 6.1 "), strings.Index(text, "│ 6.12"), "kernels are in the order of versions")
+	assert.Contains(t, text, "no surprises")
+	assert.Contains(t, text, "known differences (2):\n  c: it stays where it was (box/root)")
+	assert.NotContains(t, text, "\x1b[")
+
+	text = table(t, read(t, w.store(t, func(r *result.Record) {
+		if r.Claim == "box/user" && r.Impl == "ours" {
+			r.Verdict, r.Observed, r.Because = result.Fail, "holds", "holds, though"
+		}
+	})), true)
+	assert.Contains(t, text, "surprises (2):")
+	assert.Contains(t, text, "box/user, ours, a-box on 6.1, 6.12: holds, though")
+	assert.Contains(t, text, "\x1b[31m1 fail\x1b[0m")
+}
+
+func TestTableSaysThatARunIsBroken(t *testing.T) {
+	run := read(t, newWorld(t).store(t, nil))
+	run.End = nil
+	assert.Contains(t, table(t, run, false), "the run is broken")
+}
+
+func TestPageIsComplete(t *testing.T) {
+	w := newWorld(t)
+	pages, err := report.Page(read(t, w.store(t, nil)), w.claims, w.areas, w.scenarios, w.known)
+	require.NoError(t, err)
+	require.Len(t, pages, 2)
+	assert.Contains(t, string(pages["report.md"]), "root is the host's")
+	html := string(pages["report.html"])
+	assert.Contains(t, html, `href="results.jsonl#L`)
+	assert.NotRegexp(t, `(src|href)="(https?:)?//`, html, "the page needs nothing from elsewhere")
+}
+
+func TestDocsWithoutEvidenceSayNothingIsShown(t *testing.T) {
+	w := newWorld(t)
+	pages, err := report.Docs(w.root)
+	require.NoError(t, err)
+	page := string(pages["docs/generated/scenarios/a-box.md"])
+	assert.Contains(t, page, "Not measured yet")
+	assert.Contains(t, page, "virtiofsd --socket-path=/run/vm1-fs.sock --shared-dir=/srv/share --sandbox=namespace")
+	assert.Contains(t, page, `<a id="box-root"></a>`)
+	assert.NotContains(t, page, "✓ [")
+	assert.Contains(t, string(pages["docs/generated/claims.md"]), `share | nothing else`)
+}
+
+func TestDocsFollowTheEvidence(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
+	require.NoError(t, report.Write(w.root))
+	require.NoError(t, report.Check(w.root))
+	pages, err := report.Docs(w.root)
+	require.NoError(t, err)
+	page := string(pages["docs/generated/scenarios/a-box.md"])
+	assert.Regexp(t, `✓ \[6\.1\]\(\.\./\.\./evidence/results\.jsonl#L\d+\) \[6\.12\]`, page)
+	assert.Contains(t, page, "≠")
+	again, err := report.Docs(w.root)
+	require.NoError(t, err)
+	assert.Equal(t, pages, again)
+
+	// Another outcome in the stored run is another page, and the check says which.
+	require.NoError(t, report.Adopt(w.store(t, func(r *result.Record) {
+		if r.Impl == "ours" && r.Kernel == "6.12" && r.Claim == "box/root" {
+			r.Verdict, r.Observed = result.Fail, "violated"
+		}
+	}), w.root))
+	err = report.Check(w.root)
+	require.Error(t, err)
+	assert.ErrorContains(t, err, "docs/generated/scenarios/a-box.md differs from line")
+	assert.ErrorContains(t, err, "make fix-docs")
+
+	// A record that was judged against another expectation proves nothing.
+	require.NoError(t, report.Adopt(w.store(t, func(r *result.Record) { r.Expected = "refused" }), w.root))
+	pages, err = report.Docs(w.root)
+	require.NoError(t, err)
+	assert.NotContains(t, string(pages["docs/generated/scenarios/a-box.md"]), "results.jsonl")
+}
+
+func TestWriteRemovesWhatDoesNotBelong(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, report.Write(w.root))
+	stray := filepath.Join(w.root, "docs/generated/scenarios/z-gone.md")
+	require.NoError(t, os.WriteFile(stray, []byte("old"), 0o644))
+	others := filepath.Join(w.root, "docs/generated/opcodes.md")
+	require.NoError(t, os.WriteFile(others, []byte("another test's"), 0o644))
+	require.ErrorContains(t, report.Check(w.root), "z-gone.md does not belong")
+	require.NoError(t, report.Write(w.root))
+	require.NoError(t, report.Check(w.root))
+	assert.NoFileExists(t, stray)
+	assert.FileExists(t, others)
+}
+
+func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
+	w := newWorld(t)
+	dir := w.store(t, nil)
+	require.NoError(t, report.Adopt(dir, w.root))
+	evidence := filepath.Join(w.root, "docs/evidence")
+	err := filepath.WalkDir(evidence, func(name string, d os.DirEntry, err error) error {
+		require.NoError(t, err)
+		if !d.IsDir() {
+			b, err := os.ReadFile(name)
+			require.NoError(t, err)
+			assert.NotRegexp(t, `/home/|/tmp/|/root/`, string(b), name)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	run := read(t, evidence)
+	assert.Equal(t, []string{"bin/virtiofsd", "--shared-dir={share}", "--socket-path={socket}"}, run.Cells[0].Argv)
+	obs := run.Observations[run.Cells[0].CellID]
+	require.Len(t, obs, 1, "what no record rests on is left out")
+	assert.Contains(t, string(obs[0].Facts), "18446744073709551615", "no bit of a capability set is lost")
+	assert.Equal(t, "/usr/lib/qemu/virtiofsd", run.Impls[1].Path)
+}
+
+func TestAdoptRefuses(t *testing.T) {
+	w := newWorld(t)
+	dir := w.store(t, func(r *result.Record) { r.Because = "saw /home/somebody/secret" })
+	assert.ErrorContains(t, report.Adopt(dir, w.root), "/home/somebody/secret")
+	assert.NoDirExists(t, filepath.Join(w.root, "docs/evidence"))
+
+	dir = w.store(t, nil)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "results.jsonl"), nil, 0o644))
+	assert.ErrorIs(t, report.Adopt(dir, w.root), result.ErrBroken)
+}
+
+func TestDocsUpToDate(t *testing.T) {
+	assert.NoError(t, report.Check(root))
+}
