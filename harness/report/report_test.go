@@ -114,19 +114,19 @@ func (w world) store(t *testing.T, change func(*result.Record)) string {
 	out, err := result.Create(dir, result.Run{
 		ID: "20260101T000000Z-test", Started: "2026-01-01T00:00:00Z", Host: map[string]string{"kernel": "6.18", "accel": "tcg"},
 		Impls: []result.Identity{
-			{Name: "ours", Version: "virtiofsd 0.1 (go1.26)", SHA256: sum, Path: "/home/me/tree/bin/virtiofsd"},
+			{Name: "ours", Version: "virtiofsd 0.1 (go1.26)", SHA256: sum, Path: "/data/tree/bin/virtiofsd"},
 			{Name: "c", Version: "virtiofsd version 7.2.22 (Debian)", SHA256: sum, Path: "/usr/lib/qemu/virtiofsd"},
 		},
-		Kernels: []result.Identity{{Name: "6.1", Version: "6.1.170", SHA256: sum, Path: "/home/me/tree/vm-images/out/6.1/vmlinuz"}},
+		Kernels: []result.Identity{{Name: "6.1", Version: "6.1.170", SHA256: sum, Path: "/data/tree/vm-images/out/6.1/vmlinuz"}},
 	})
 	require.NoError(t, err)
 	for _, i := range []string{"ours", "c"} {
 		for _, k := range []string{"6.12", "6.1"} { // not in the order of pages
 			id := result.CellID{Scenario: "a-box", Impl: i, Kernel: k}
-			cell := result.Cell{CellID: id, Status: result.CellRan, Argv: []string{"/home/me/tree/bin/virtiofsd", "--shared-dir=/tmp/vfsmatrix-123/share", "--socket-path=/tmp/vfsmatrix-123/run/vhost.sock"}}
+			cell := result.Cell{CellID: id, Status: result.CellRan, Argv: []string{"/data/tree/bin/virtiofsd", "--shared-dir=/tmp/vfsmatrix-123/share", "--socket-path=/tmp/vfsmatrix-123/run/vhost.sock"}}
 			require.NoError(t, out.Cell(cell, []result.Observation{
 				{Step: "hello", Probe: "hello", Where: result.Guest, Facts: json.RawMessage(`{"release":"` + k + `"}`), T: 3.14159},
-				{Step: "proc", Probe: "proc", Where: result.Host, Facts: json.RawMessage(`{"launcher":{},"processes":[{"root":"/tmp/vfsmatrix-123/share","exe":"/home/me/tree/bin/virtiofsd","threads":[{"cap_bnd":18446744073709551615}]}],"serving":0}`), T: 4},
+				{Step: "proc", Probe: "proc", Where: result.Host, Facts: json.RawMessage(`{"launcher":{},"processes":[{"root":"/tmp/vfsmatrix-123/share","exe":"/data/tree/bin/virtiofsd","threads":[{"cap_bnd":18446744073709551615}]}],"serving":0}`), T: 4},
 			}))
 			evidence := []string{id.Dir() + "/observations.jsonl#proc"}
 			records := []result.Record{
@@ -267,7 +267,7 @@ func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
 		if !d.IsDir() {
 			b, err := os.ReadFile(name)
 			require.NoError(t, err)
-			assert.NotRegexp(t, `/home/|/tmp/|/root/`, string(b), name)
+			assert.NotRegexp(t, `/data/|/tmp/|/root/`, string(b), name)
 		}
 		return nil
 	})
@@ -282,8 +282,8 @@ func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
 
 func TestAdoptRefuses(t *testing.T) {
 	w := newWorld(t)
-	dir := w.store(t, func(r *result.Record) { r.Because = "saw /home/somebody/secret" })
-	assert.ErrorContains(t, report.Adopt(dir, w.root), "/home/somebody/secret")
+	dir := w.store(t, func(r *result.Record) { r.Because = "saw /root/secret/key" })
+	assert.ErrorContains(t, report.Adopt(dir, w.root), "/root/secret")
 	assert.NoDirExists(t, filepath.Join(w.root, "docs/evidence"))
 
 	dir = w.store(t, nil)
