@@ -82,6 +82,7 @@ func (c *cell) play(ctx context.Context) {
 		return
 	}
 	defer c.daemon.Kill()
+	c.settle(ctx)
 	c.steps(ctx, scenario.AtStarted)
 	if !c.boot(ctx) {
 		return
@@ -229,6 +230,37 @@ func (c *cell) launch(ctx context.Context) bool {
 		return false
 	}
 	return true
+}
+
+// settle waits until the daemon's processes do not change any more: the socket may be there before the sandbox is. Nobody has
+// connected yet, so a daemon that waits for that stays as it is, and is seen so.
+func (c *cell) settle(ctx context.Context) {
+	const quiet, most, tick = 400 * time.Millisecond, 4 * time.Second, 40 * time.Millisecond
+	last, since := "", time.Now()
+	for begun := since; time.Since(begun) < most && time.Since(since) < quiet && ctx.Err() == nil; time.Sleep(tick) {
+		if now := c.fingerprint(); now != last {
+			last, since = now, time.Now()
+		}
+	}
+}
+
+// fingerprint is what of the daemon's processes changes while a sandbox is entered.
+func (c *cell) fingerprint() string {
+	var b strings.Builder
+	for _, pid := range c.daemon.Tree() {
+		proc := fmt.Sprintf("/proc/%d/", pid)
+		for _, link := range []string{"ns/mnt", "ns/pid", "ns/user", "ns/net", "root", "exe"} {
+			to, _ := os.Readlink(proc + link) // "" is a state, too
+			b.WriteString(to + " ")
+		}
+		status, _ := os.ReadFile(proc + "status")
+		for line := range strings.Lines(string(status)) {
+			if name, _, _ := strings.Cut(line, ":"); slices.Contains([]string{"Uid", "Groups", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Threads"}, name) {
+				b.WriteString(line)
+			}
+		}
+	}
+	return b.String()
 }
 
 func (c *cell) refused(e *launch.RefusedError) {

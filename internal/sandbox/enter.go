@@ -266,10 +266,14 @@ func pivot(p *Plan) error {
 	return unix.Chdir("/")
 }
 
-// Shed gives up every capability of this process and sets no_new_privs: what the parent does once its child serves.
+// Shed gives up the supplementary groups, where the kernel lets us, and every capability of this process, and sets
+// no_new_privs: what the parent does once its child serves.
 func Shed(bounding bool) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if err := dropGroups(); err != nil && !errors.Is(err, unix.EPERM) {
+		return err
+	}
 	if bounding {
 		var every []cap.Value
 		for c := range cap.MaxBits() {

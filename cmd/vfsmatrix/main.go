@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses.
+const (
+	exitOK       = 0
+	exitNot      = 1 // something is not as expected
+	exitUsage    = 2
+	exitHarness  = 3 // the harness or the machine failed: nothing is known
+	treeFlagHelp = "the tree with scenarios/ and bin/; default: the first one above the current directory or this program"
+)
+
+// notExpected is the error of a command that ran and found what should not be. It has been told already.
+var errNotExpected = errors.New("not as expected")
+
+// usage marks an error of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, a ...any) error { return usageError{fmt.Errorf(format, a...)} }
+
+// app is what the sub-commands share.
+type app struct {
+	treeDir string // --tree
+	verbose bool   // --verbose
+	ran     bool   // a sub-command has begun: errors are no longer the command line's
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// run is the program; it returns the exit status.
+func run(ctx context.Context, args []string) int {
+	a := &app{}
+	root := &cobra.Command{
+		Use:   "vfsmatrix",
+		Short: "Test virtio-fs daemons in all their sandboxes",
+		Long: `vfsmatrix boots guests on shares that virtio-fs daemons serve from inside their sandboxes, judges what it saw
+against written claims, and generates the documents from the records.
+
+Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or the machine failed.`,
+		SilenceErrors: true, SilenceUsage: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		PersistentPreRun:  func(*cobra.Command, []string) { a.ran = true },
+	}
+	root.PersistentFlags().StringVar(&a.treeDir, "tree", "", treeFlagHelp)
+	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
+	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs())
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errNotExpected):
+		return exitNot
+	case errors.As(err, &usage), !a.ran:
+		fmt.Fprintf(os.Stderr, "vfsmatrix: %v; see vfsmatrix --help\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(os.Stderr, "vfsmatrix: %v\n", err)
+	return exitHarness
+}
