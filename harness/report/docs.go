@@ -64,6 +64,13 @@ func Docs(root string) (map[string][]byte, error) {
 	for _, s := range b.scenarios {
 		out[generatedDir+"/scenarios/"+s.ID+".md"] = []byte(b.scenarioPage(links{Evidence: "../../evidence/", Scenarios: "", Claims: "../claims.md"}, s))
 	}
+	p, err := b.loadPractices(os.DirFS(root))
+	if err != nil {
+		return nil, err
+	}
+	if p != nil {
+		out[docsDir+"/best-practices.md"] = []byte(b.practicesPage(p, links{Evidence: "evidence/", Scenarios: "generated/scenarios/", Claims: "generated/claims.md"}))
+	}
 	for name, text := range out {
 		out[name] = append(bytes.TrimRight(text, "\n"), '\n')
 	}

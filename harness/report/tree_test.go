@@ -1,0 +1,160 @@
+package report
+
+import (
+	"bytes"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/yuin/goldmark"
+	"github.com/yuin/goldmark/ast"
+	"github.com/yuin/goldmark/extension"
+	"github.com/yuin/goldmark/parser"
+	"github.com/yuin/goldmark/text"
+)
+
+const root = "../.."
+
+// TestAdviceAgreesWithTheScenarios: a sentence of the best practices must be what its scenario expects.
+func TestAdviceAgreesWithTheScenarios(t *testing.T) {
+	b, err := load(root)
+	require.NoError(t, err)
+	p, err := b.loadPractices(os.DirFS(root))
+	require.NoError(t, err)
+	require.NotNil(t, p)
+	assert.Empty(t, b.contradictions(p))
+	var cases string
+	for _, u := range p.Uses {
+		cases += u.Case
+	}
+	assert.Equal(t, "ABCDE", cases, "each use case of the issue has its advice")
+	assert.GreaterOrEqual(t, len(p.Questions), 10, "each question of the issue has its answer")
+}
+
+// TestNoDeadLinks follows every link of every page: files must be there, and so must be headings and lines behind '#'.
+func TestNoDeadLinks(t *testing.T) {
+	pages := pages(t)
+	checked := 0
+	for name, src := range pages {
+		for _, target := range targets(src) {
+			u, err := url.Parse(target)
+			if !assert.NoError(t, err, "%s: link %s", name, target) {
+				continue
+			}
+			if u.Scheme != "" {
+				continue // elsewhere
+			}
+			checked++
+			file := name
+			if u.Path != "" {
+				file = path.Join(path.Dir(name), u.Path)
+			}
+			st, err := os.Stat(filepath.Join(root, filepath.FromSlash(file)))
+			if !assert.NoError(t, err, "%s: dead link %s", name, target) || st.IsDir() || u.Fragment == "" {
+				continue
+			}
+			other, isPage := pages[file]
+			if isPage {
+				assert.Contains(t, anchors(other), u.Fragment, "%s: link %s", name, target)
+				continue
+			}
+			line, err := strconv.Atoi(strings.TrimPrefix(u.Fragment, "L"))
+			if !assert.NoError(t, err, "%s: link %s", name, target) {
+				continue
+			}
+			assert.LessOrEqual(t, line, lines(t, file), "%s: link %s", name, target)
+		}
+	}
+	assert.Positive(t, checked)
+}
+
+// pages are the Markdown and HTML pages of the tree.
+func pages(t *testing.T) map[string][]byte {
+	all := map[string][]byte{}
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/generated/*.md", "docs/generated/*.html", "docs/generated/*/*.md", "docs/evidence/*.md"} {
+		names, err := filepath.Glob(filepath.Join(root, pattern))
+		require.NoError(t, err)
+		for _, n := range names {
+			b, err := os.ReadFile(n)
+			require.NoError(t, err)
+			rel, err := filepath.Rel(root, n)
+			require.NoError(t, err)
+			all[filepath.ToSlash(rel)] = b
+		}
+	}
+	return all
+}
+
+var (
+	htmlLink = regexp.MustCompile(`(?:href|src)="([^"]*)"`)
+	htmlID   = regexp.MustCompile(`\bid="([^"]*)"`)
+	lineOf   = map[string]int{}
+)
+
+func parse(src []byte) ast.Node {
+	md := goldmark.New(goldmark.WithExtensions(extension.GFM), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
+	return md.Parser().Parse(text.NewReader(src))
+}
+
+func isHTML(src []byte) bool { return bytes.HasPrefix(src, []byte("<!DOCTYPE")) }
+
+// targets are the links of a page.
+func targets(src []byte) []string {
+	var all []string
+	for _, m := range htmlLink.FindAllSubmatch(src, -1) {
+		all = append(all, string(m[1]))
+	}
+	if isHTML(src) {
+		return all
+	}
+	_ = ast.Walk(parse(src), func(n ast.Node, entering bool) (ast.WalkStatus, error) { // the walker below never fails
+		if entering {
+			switch n := n.(type) {
+			case *ast.Link:
+				all = append(all, string(n.Destination))
+			case *ast.Image:
+				all = append(all, string(n.Destination))
+			}
+		}
+		return ast.WalkContinue, nil
+	})
+	return all
+}
+
+// anchors are what links into a page may name: ids, and headings as forges make them.
+func anchors(src []byte) []string {
+	var all []string
+	for _, m := range htmlID.FindAllSubmatch(src, -1) {
+		all = append(all, string(m[1]))
+	}
+	if isHTML(src) {
+		return all
+	}
+	_ = ast.Walk(parse(src), func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+		if h, ok := n.(*ast.Heading); ok && entering {
+			if id, ok := h.AttributeString("id"); ok {
+				all = append(all, string(id.([]byte)))
+			}
+		}
+		return ast.WalkContinue, nil
+	})
+	return all
+}
+
+func lines(t *testing.T, file string) int {
+	n, ok := lineOf[file]
+	if !ok {
+		b, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(file)))
+		require.NoError(t, err)
+		n = bytes.Count(b, []byte("\n"))
+		lineOf[file] = n
+	}
+	return n
+}
