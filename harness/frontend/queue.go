@@ -286,6 +286,9 @@ func (q *Queue) SetAvailRing(slot, head uint16) {
 // SetNext moves our own idea of the available index, after raw writes.
 func (q *Queue) SetNext(i uint16) { q.next, q.shown = i, i }
 
+// UsedIndex is the used ring's index as the device shows it: how many requests it has given back since the ring started, modulo 65536.
+func (q *Queue) UsedIndex() uint16 { return load16(q.usedI) }
+
 // Pending reports whether the used ring holds something that Reap has not seen.
 func (q *Queue) Pending() bool { return load16(q.usedI) != q.seen }
 

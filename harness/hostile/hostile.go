@@ -31,6 +31,7 @@ const (
 	Ignored     Outcome = "ignored"      // no answer to something that has none; all goes on
 	BadReply    Outcome = "bad reply"    // the reply contradicts itself or its request
 	NeverDone   Outcome = "never done"   // the request stays outstanding; all else goes on
+	RootLost    Outcome = "root lost"    // requests are answered, but the root is not there any more, in a new session neither
 	QueueDead   Outcome = "queue dead"   // the queue serves nothing more
 	AllDead     Outcome = "all dead"     // no queue serves anything more, or the process cannot be ended politely
 	Died        Outcome = "died"         // the process was ended by a signal, a panic or an assertion
@@ -232,43 +233,45 @@ func (e *Env) use(d *frontend.Device) {
 
 // stillServes is what every guest's breach must leave intact.
 func (e *Env) stillServes(c Case, so Outcome) (Outcome, string) {
-	if !e.Dev.Alive() {
-		if clean, status, err := e.Proc.Exit(2 * time.Second); err == nil {
-			if clean && !crashed(e.Proc.Log()) && status == "exit 0" {
-				return Closed, "the daemon left"
-			}
-			return Died, status + ": " + e.Proc.LastLine()
-		}
-		return Closed, "the daemon closed the connection"
-	}
-	var other error
+	var same, other error
 	if last := len(e.Dev.Queues) - 1; last > 1 {
 		other = e.serves(last)
 	} else {
 		other = e.hiprio()
 	}
-	if so == RingStopped {
-		if other != nil {
-			return AllDead, "another queue: " + other.Error()
-		}
-		return "", ""
+	if so != RingStopped {
+		same = e.serves(1)
 	}
-	same := e.serves(1)
+	var errno unix.Errno
 	switch {
+	case same == nil && other == nil:
+		return "", ""
+	case errors.Is(same, frontend.ErrGone) || errors.Is(other, frontend.ErrGone) || !e.Dev.Alive():
+		return e.departed()
+	case same == nil && so == RingStopped:
+		return AllDead, "another queue: " + other.Error()
+	case errors.As(same, &errno):
+		return RootLost, same.Error()
 	case same != nil && other != nil:
-		if clean, status, err := e.Proc.Exit(time.Second); err == nil && (!clean || crashed(e.Proc.Log())) {
-			return Died, status + ": " + e.Proc.LastLine()
-		}
 		return AllDead, "GETATTR: " + same.Error()
-	case same != nil:
-		if errors.Is(same, frontend.ErrRingStopped) && c.RingMayStop {
-			return RingStopped, ""
-		}
-		return QueueDead, "GETATTR on the same queue: " + same.Error()
 	case other != nil:
 		return QueueDead, "another queue: " + other.Error()
+	case errors.Is(same, frontend.ErrRingStopped) && c.RingMayStop:
+		return RingStopped, ""
 	}
-	return "", ""
+	return QueueDead, "GETATTR on the same queue: " + same.Error()
+}
+
+// departed tells how a daemon left that has closed its connection.
+func (e *Env) departed() (Outcome, string) {
+	clean, status, err := e.Proc.Exit(2 * time.Second)
+	switch {
+	case err != nil:
+		return Closed, "the daemon closed the connection"
+	case clean && !crashed(e.Proc.Log()) && status == "exit 0":
+		return Closed, "the daemon left"
+	}
+	return Died, status + ": " + e.Proc.LastLine()
 }
 
 // serves asks for the root's attributes on a queue. A session that the case has ended is opened again.

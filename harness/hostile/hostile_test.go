@@ -52,19 +52,20 @@ func TestOurDaemonWithstandsEverything(t *testing.T) {
 	}
 }
 
-// The cases are able to find something: they find what the C daemon is known for.
+// The cases are able to find something: they find what the C daemon is known for. It gives the root up after more FORGETs than LOOKUPs;
+// where a thread still holds it then, an assertion fails instead.
 func TestCasesFindKnownFaults(t *testing.T) {
 	testenv.Need(t, "root", "c-daemon")
 	results, err := hostile.Run(context.Background(), []frontend.Daemon{c()}, regexp.MustCompile(`^(header-20|forget-root-1000|desc-loop|unique-0|name-parent|opcode-unknown)$`), nil)
 	require.NoError(t, err)
-	got := map[string]hostile.Outcome{}
-	for _, r := range results {
-		got[r.Case] = r.Outcome
+	want := map[string][]hostile.Outcome{
+		"header-20": {hostile.Died}, "forget-root-1000": {hostile.RootLost, hostile.Died}, "desc-loop": {hostile.Died}, "unique-0": {hostile.Died},
+		"name-parent": {hostile.ErrorReply}, "opcode-unknown": {hostile.ErrorReply},
 	}
-	assert.Equal(t, map[string]hostile.Outcome{
-		"header-20": hostile.Died, "forget-root-1000": hostile.Died, "desc-loop": hostile.AllDead, "unique-0": hostile.Died,
-		"name-parent": hostile.ErrorReply, "opcode-unknown": hostile.ErrorReply,
-	}, got)
+	require.Len(t, results, len(want))
+	for _, r := range results {
+		assert.Contains(t, want[r.Case], r.Outcome, "%s: %s\n%s", r.Case, r.Detail, r.Log)
+	}
 }
 
 func TestCasesAreWellDescribed(t *testing.T) {
