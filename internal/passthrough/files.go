@@ -13,7 +13,6 @@ type file struct {
 	node  uint64
 	dir   *dirStream   // nil for a file
 	state atomic.Int64 // users; the table is one
-	locks bool         // it may hold locks
 }
 
 func (f *file) put() {

@@ -38,7 +38,8 @@ type FS struct {
 		sec  uint64
 		nsec uint32
 	}
-	waits waiters
+	waits   waits
+	records records
 }
 
 var _ fuse.Filesystem = (*FS)(nil)
@@ -73,6 +74,10 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	}
 	unix.Umask(0)
 	fs.fds = newFDCache(budget)
+	fs.records.max = int64(max(budget/lockOwnerShare, 16))
+	if cfg.Flock || cfg.PosixLock {
+		sys.PrepareInterrupt()
+	}
 	fs.nodes = newTable(fs.fds)
 	fs.files = newFileTable()
 	fs.mounts.fd = map[uint64]int{}
@@ -188,6 +193,7 @@ func (fs *FS) has(f fuseabi.InitFlags) bool { return fuseabi.InitFlags(fs.flags.
 // Reset implements fuse.Filesystem.
 func (fs *FS) Reset() {
 	fs.waits.cancelAll()
+	fs.records.drop(func(recordKey, *record) bool { return true })
 	fs.files.clear()
 	fs.nodes.clear(fs.root)
 }

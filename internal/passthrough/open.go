@@ -186,7 +186,7 @@ func (t *thread) Flush(in *fuseabi.FlushIn) unix.Errno {
 	}
 	defer f.put()
 	if t.fs.has(fuseabi.PosixLocks) {
-		t.fs.unlockOwner(t, f, in.NodeId, in.LockOwner)
+		t.fs.unlockOwner(f.node, in.LockOwner)
 	}
 	if t.fs.localFS {
 		return 0
@@ -220,9 +220,7 @@ func (t *thread) Release(in *fuseabi.ReleaseIn, dir bool) unix.Errno {
 	if f == nil {
 		return unix.EBADF
 	}
-	if f.locks {
-		t.fs.releaseLocks(t, f, in)
-	}
+	t.fs.releaseLocks(in.Fh)
 	f.put()
 	return 0
 }

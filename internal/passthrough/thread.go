@@ -20,6 +20,7 @@ type thread struct {
 	private bool // working directory and umask are this thread's own
 	st      unix.Statx_t
 	sf      unix.Statfs_t
+	lk      unix.Flock_t
 	times   [2]unix.Timespec
 	offIn   int64
 	offOut  int64
