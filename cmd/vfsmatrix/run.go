@@ -51,7 +51,7 @@ The run's folder holds the evidence, report.md and report.html.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.run(cmd.Context(), cmd.OutOrStdout(), f, args) },
 	}
 	must := strings.FieldsFunc(os.Getenv(mustEnv), func(r rune) bool { return r == ',' || r == ' ' })
-	cmd.Flags().StringSliceVar(&f.impls, "impl", []string{"ours", "c"}, "implementations: "+strings.Join(impl.Names(), ", ")+", or NAME=PATH")
+	cmd.Flags().StringSliceVar(&f.impls, "impl", []string{"ours", "c"}, implHelp)
 	cmd.Flags().StringSliceVar(&f.kernels, "kernel", nil, "guest kernels, names or paths; default: all that the scenarios list")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "the run's folder; default: runs/<time>-<id> in the tree")
 	cmd.Flags().IntVar(&f.parallel, "parallel", max(1, runtime.NumCPU()/2), "cells at a time")

@@ -34,7 +34,7 @@ const (
 	RootLost    Outcome = "root lost"    // requests are answered, but the root is not there any more, in a new session neither
 	QueueDead   Outcome = "queue dead"   // the queue serves nothing more
 	AllDead     Outcome = "all dead"     // no queue serves anything more, or the process cannot be ended politely
-	Died        Outcome = "died"         // the process was ended by a signal, a panic or an assertion
+	Died        Outcome = "died"         // the process ended: by a signal, a panic, an assertion, or with an error of its own
 	Escaped     Outcome = "escaped"      // something outside the share changed or was shown
 	Failed      Outcome = "case failed"  // the harness could not do the case
 )
