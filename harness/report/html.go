@@ -39,7 +39,7 @@ type (
 		Rows               []htmlRow
 	}
 	htmlRow struct {
-		ID, Anchor, Must, Why string
+		ID, Name, Anchor, Must, Why string
 		Bad                   bool // some daemon differs here
 		Cells                 []htmlCell
 	}
@@ -74,7 +74,7 @@ func (b *book) html(l links) ([]byte, error) {
 		g := htmlGroup{Scenario: s.ID, Title: s.Title}
 		for _, i := range b.impls {
 			if s.Runs(i) && b.identity(i).Missing == "" {
-				p.Columns = append(p.Columns, htmlColumn{s.ID, i, b.heading(i)})
+				p.Columns = append(p.Columns, htmlColumn{s.ID, i, strings.NewReplacer(" (Go)", "", " (QEMU)", "").Replace(b.heading(i))})
 				g.Span++
 			}
 		}
@@ -88,7 +88,7 @@ func (b *book) html(l links) ([]byte, error) {
 	for _, a := range b.areas {
 		area := htmlArea{Name: a.Name, Title: a.Title, About: a.About}
 		for _, c := range a.Claims {
-			row := htmlRow{ID: c.ID, Anchor: c.Anchor(), Must: c.Must, Why: c.Why}
+			row := htmlRow{ID: c.ID, Name: strings.TrimPrefix(c.ID, a.Name+"/"), Anchor: c.Anchor(), Must: c.Must, Why: c.Why}
 			for _, col := range p.Columns {
 				cell, detail := b.htmlCell(l, c, b.scenario(col.Scenario), col)
 				row.Cells = append(row.Cells, cell)
@@ -140,7 +140,7 @@ func (b *book) measuredLines() []string {
 	if b.run == nil {
 		return []string{"Nothing has been measured yet: all prints as not shown yet."}
 	}
-	lines := []string{"Run " + b.run.ID + ", " + b.run.Started + "."}
+	lines := []string{"Measured by run " + b.run.ID + "."}
 	var host []string
 	for _, k := range sortedKeys(b.run.Host) {
 		host = append(host, k+" "+b.run.Host[k])

@@ -36,12 +36,12 @@ type look struct {
 
 var looks = map[state]look{
 	stHolds:   {"✓", "holds", "holds", "shown: the claim holds"},
-	stAbsent:  {"○", "absent", "absent", "shown: this mode does not give it, as the scenario says"},
-	stRefused: {"■", "refused", "refused", "shown: the daemon refuses to start, as the scenario says"},
-	stKnown:   {"≠", "known", "known", "fails; a known difference of this daemon"},
+	stAbsent:  {"○", "absent", "absent", "shown absent: this mode does not give it"},
+	stRefused: {"■", "refused", "refused", "shown: the daemon refuses to start, as it should"},
+	stKnown:   {"≠", "known", "known", "fails: a known difference of this daemon"},
 	stFail:    {"✗", "fails", "fail", "fails, or holds against the expectation"},
-	stError:   {"!", "error", "error", "the harness failed; nothing is known of the daemon"},
-	stSkip:    {"–", "skipped", "skip", "not looked at; the scenario's page has the reason"},
+	stError:   {"!", "error", "error", "the harness failed: nothing is known"},
+	stSkip:    {"–", "skipped", "skip", "not looked at, for a reason"},
 	stUnknown: {"?", "not shown yet", "unknown", "not shown yet: no record"},
 	stNone:    {"", "", "none", "the scenario says nothing of it"},
 }
