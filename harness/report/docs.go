@@ -62,7 +62,11 @@ func Docs(root string) (map[string][]byte, error) {
 	}
 	out[generatedDir+"/claims.md"] = []byte(b.claimsPage(l, rule))
 	for _, s := range b.scenarios {
-		out[generatedDir+"/scenarios/"+s.ID+".md"] = []byte(b.scenarioPage(links{Evidence: "../../evidence/", Scenarios: "", Claims: "../claims.md"}, s))
+		svg, drawn := b.picture(s)
+		if drawn {
+			out[generatedDir+"/scenarios/"+s.ID+".svg"] = []byte(svg)
+		}
+		out[generatedDir+"/scenarios/"+s.ID+".md"] = []byte(b.scenarioPage(links{Evidence: "../../evidence/", Scenarios: "", Claims: "../claims.md"}, s, drawn))
 	}
 	p, err := b.loadPractices(os.DirFS(root))
 	if err != nil {

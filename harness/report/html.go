@@ -40,8 +40,8 @@ type (
 	}
 	htmlRow struct {
 		ID, Name, Anchor, Must, Why string
-		Bad                   bool // some daemon differs here
-		Cells                 []htmlCell
+		Bad                         bool // some daemon differs here
+		Cells                       []htmlCell
 	}
 	htmlCell struct {
 		look

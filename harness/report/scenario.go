@@ -8,8 +8,8 @@ import (
 	"virtiofsd/harness/scenario"
 )
 
-// scenarioPage is the page of one scenario.
-func (b *book) scenarioPage(l links, s *scenario.Scenario) string {
+// scenarioPage is the page of one scenario; picture says that there is one beside it.
+func (b *book) scenarioPage(l links, s *scenario.Scenario, picture bool) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "%s# %s: %s\n\n", generatedNote, s.ID, s.Title)
 	fmt.Fprintf(&w, "Use case %s: %s. %s\n\n", s.UseCase, useCases[s.UseCase], s.Why)
@@ -17,6 +17,9 @@ func (b *book) scenarioPage(l links, s *scenario.Scenario) string {
 	w.WriteString(commands(s))
 	fmt.Fprintf(&w, "Started by: %s. Needs of the host: %s. Guest kernels: %s.\n\n", launcher(s), orDash(strings.Join(s.Needs, ", ")), strings.Join(s.Kernels, ", "))
 	w.WriteString(b.cellLines(l, s))
+	if picture {
+		fmt.Fprintf(&w, "## Picture\n\nOur daemon's processes as seen in /proc of the host while the guest was there.\n\n![Processes, namespaces, id maps and mounts as measured](%s.svg)\n\n", s.ID)
+	}
 	w.WriteString("## Verdicts\n\n" + legend())
 	for _, a := range b.areas {
 		head := []string{"claim", "expected"}

@@ -25,8 +25,8 @@ func Mask(of []string) (uint64, error) {
 	return m, nil
 }
 
-// names says a set in words: at most five, then how many more.
-func names(m uint64) string {
+// Capabilities names the members of a set.
+func Capabilities(m uint64) []string {
 	var n []string
 	for i := range 64 {
 		if m&(1<<i) == 0 {
@@ -38,6 +38,12 @@ func names(m uint64) string {
 			n = append(n, fmt.Sprintf("capability %d", i))
 		}
 	}
+	return n
+}
+
+// names says a set in words: all of it, or of a long one the first and how many there are.
+func names(m uint64) string {
+	n := Capabilities(m)
 	switch {
 	case len(n) == 0:
 		return "no capability"
