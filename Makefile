@@ -48,6 +48,7 @@ verify-docs: build ## fail if a generated page differs from what the tree would 
 	bin/vfsmatrix docs --check
 
 fix-docs docs: build ## write the generated pages anew
+	$(GO) test ./internal/config -run UpToDate -update
 	bin/vfsmatrix docs
 
 clean: ## remove what builds and runs leave in the tree
