@@ -68,7 +68,19 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[generatedDir+"/scenarios/"+s.ID+".md"] = []byte(b.scenarioPage(links{Evidence: "../../evidence/", Scenarios: "", Claims: "../claims.md"}, s, drawn))
 	}
-	p, err := b.loadPractices(os.DirFS(root))
+	tree := os.DirFS(root)
+	t, err := loadTroubles(tree)
+	if err != nil {
+		return nil, err
+	}
+	if t != nil {
+		all, err := messages(tree)
+		if err != nil {
+			return nil, err
+		}
+		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
+	}
+	p, err := b.loadPractices(tree)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,19 @@ func TestAdviceAgreesWithTheScenarios(t *testing.T) {
 	assert.GreaterOrEqual(t, len(p.Questions), 10, "each question of the issue has its answer")
 }
 
+// TestTroublesAreStillPrinted: an explained message must stand in the daemon's source.
+func TestTroublesAreStillPrinted(t *testing.T) {
+	tree := os.DirFS(root)
+	all, err := messages(tree)
+	require.NoError(t, err)
+	assert.Greater(t, len(all), 50)
+	tr, err := loadTroubles(tree)
+	require.NoError(t, err)
+	require.NotNil(t, tr)
+	assert.Empty(t, tr.stale(all))
+	assert.Equal(t, []string{"no such words"}, (&troubles{Errors: []trouble{{Seen: "no such words"}}}).stale(all))
+}
+
 // TestNoDeadLinks follows every link of every page: files must be there, and so must be headings and lines behind '#'.
 func TestNoDeadLinks(t *testing.T) {
 	pages := pages(t)
