@@ -80,6 +80,17 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
 	}
+	spec, err := b.loadSpecification(tree)
+	if err != nil {
+		return nil, err
+	}
+	if spec != nil {
+		text, err := b.specificationPage(spec, tree)
+		if err != nil {
+			return nil, err
+		}
+		out["SPECIFICATION.md"] = []byte(text)
+	}
 	p, err := b.loadPractices(tree)
 	if err != nil {
 		return nil, err
