@@ -2,7 +2,6 @@
 
 GO        ?= go
 MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
-FUZZTIME  ?= 10s
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
 DESTDIR   ?=
 PREFIX    ?= /usr/local
@@ -11,7 +10,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images matrix test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs fuzz-smoke fuzz bench clean
+.PHONY: help setup build images matrix matrix-full hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs fuzz-smoke fuzz run-fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +27,24 @@ images: setup build ## guest kernels and initramfs in vm-images/out
 
 matrix: images ## boot guests, run every scenario, print the table, write the report
 	bin/vfsmatrix run $(MATRIX)
+
+matrix-full: images ## the same with every daemon that is known, the Rust ones too (an hour)
+	bin/vfsmatrix run --impl ours,c,rust,rust-next $(MATRIX)
+
+hostile: setup build ## break the rules of guest and front-end against each daemon, and print what became of it
+	bin/vfsmatrix hostile --impl ours,c,rust
+
+bench: setup build ## measure the daemons in turns and print their ratios
+	bin/vfsmatrix bench --impl ours,c,rust
+
+fuzz-smoke: FUZZTIME = 3s
+fuzz-smoke: run-fuzz ## every fuzz target for 3 s
+fuzz: FUZZTIME = 1h
+fuzz: run-fuzz ## every fuzz target for an hour, or for as long as you say: make fuzz FUZZTIME=8h
+
+run-fuzz:
+	@set -e; for p in $$($(GO) list ./internal/... ./harness/...); do for t in $$($(GO) test -list '^Fuzz' $$p 2>/dev/null | grep '^Fuzz' || true); do \
+		echo "== $$p $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) $$p; done; done
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
 

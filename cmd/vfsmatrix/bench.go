@@ -40,7 +40,7 @@ these come from equals: from 0.05 on the two cannot be told apart. Give the mach
 			return nil
 		},
 	}
-	cmd.Flags().StringSliceVar(&impls, "impl", []string{"ours", "c"}, implHelp)
+	cmd.Flags().StringSliceVar(&impls, "impl", defaultImpls, implHelp)
 	cmd.Flags().StringVar(&only, "only", "", "a regular expression: workloads whose name it fits, and state (of the process)")
 	cmd.Flags().IntVar(&o.Rounds, "rounds", 7, "rounds: from seven on an interval of 95 % can be told")
 	cmd.Flags().DurationVar(&o.Time, "time", time.Second, "of each workload in each round")

@@ -48,7 +48,7 @@ virtual machine. Where the first implementation does not withstand a case, the e
 			return tellHostile(cmd.OutOrStdout(), results, daemons[0].Name)
 		},
 	}
-	cmd.Flags().StringSliceVar(&impls, "impl", []string{"ours", "c"}, implHelp)
+	cmd.Flags().StringSliceVar(&impls, "impl", defaultImpls, implHelp)
 	cmd.Flags().StringVar(&only, "only", "", "a regular expression: cases whose name it fits")
 	cmd.Flags().StringVar(&file, "json", "", "also write the results to this file")
 	return cmd

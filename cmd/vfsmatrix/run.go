@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -39,7 +40,12 @@ type runFlags struct {
 	parallel       int
 	accel, qemu    string
 	must           []string
+	shard          string
+	resume         string
 }
+
+// defaultImpls are run without --impl.
+var defaultImpls = []string{"ours", "c"}
 
 func (a *app) runCmd() *cobra.Command {
 	var f runFlags
@@ -51,8 +57,10 @@ The run's folder holds the evidence, report.md and report.html.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.run(cmd.Context(), cmd.OutOrStdout(), f, args) },
 	}
 	must := strings.FieldsFunc(os.Getenv(mustEnv), func(r rune) bool { return r == ',' || r == ' ' })
-	cmd.Flags().StringSliceVar(&f.impls, "impl", []string{"ours", "c"}, implHelp)
+	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
 	cmd.Flags().StringSliceVar(&f.kernels, "kernel", nil, "guest kernels, names or paths; default: all that the scenarios list")
+	cmd.Flags().StringVar(&f.shard, "shard", "", "I/N: only every N-th cell, from the I-th on; vfsmatrix merge joins the folders")
+	cmd.Flags().StringVar(&f.resume, "resume", "", "a run (a folder, or latest) that was cut off: cells that it finished are taken over")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "the run's folder; default: runs/<time>-<id> in the tree")
 	cmd.Flags().IntVar(&f.parallel, "parallel", max(1, runtime.NumCPU()/2), "cells at a time")
 	cmd.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
@@ -70,6 +78,10 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 		return err
 	}
 	scenarios, err := b.pick(names)
+	if err != nil {
+		return err
+	}
+	part, parts, err := shard(f.shard)
 	if err != nil {
 		return err
 	}
@@ -98,12 +110,20 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if err != nil {
 		return err
 	}
+	judge := func(s *scenario.Scenario, c result.Cell, obs []result.Observation) []result.Record {
+		return verdict.JudgeCell(s, b.claims, b.known, c, obs)
+	}
+	done := map[result.CellID]bool{}
+	if f.resume != "" {
+		if done, err = a.takeOver(w, f.resume, record, scenarios, judge); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "%d cells are taken over from %s\n", len(done), f.resume)
+	}
 	p := &printer{out: out, tty: isTerminal(out), running: map[string]string{}}
 	err = runner.Run(ctx, runner.Config{
 		Scenarios: scenarios, Impls: impls, Kernels: kernels, Dir: dir, Writer: w,
-		Judge: func(s *scenario.Scenario, c result.Cell, obs []result.Observation) []result.Record {
-			return verdict.JudgeCell(s, b.claims, b.known, c, obs)
-		},
+		Judge: judge, Only: func(n int, c result.CellID) bool { return n%parts == part-1 && !done[c] },
 		Parallel: f.parallel, Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
 	})
 	p.finish()
@@ -123,6 +143,47 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	return tell(out, dir, b)
 }
 
+// takeOver copies the finished cells of a run that was cut off into the new one. Cells of another program or kernel are left.
+func (a *app) takeOver(w *result.Writer, from string, now result.Run, scenarios []*scenario.Scenario, judge func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record) (map[result.CellID]bool, error) {
+	dir, err := a.runDir(from)
+	if err != nil {
+		return nil, err
+	}
+	old, err := result.Read(os.DirFS(dir))
+	if err != nil && !errors.Is(err, result.ErrBroken) {
+		return nil, err
+	}
+	same := func(a, b []result.Identity, name string) bool {
+		find := func(l []result.Identity) int {
+			return slices.IndexFunc(l, func(i result.Identity) bool { return i.Name == name })
+		}
+		i, j := find(a), find(b)
+		return i >= 0 && j >= 0 && a[i].SHA256 == b[j].SHA256
+	}
+	done := map[result.CellID]bool{}
+	for _, c := range old.Cells {
+		s := slices.IndexFunc(scenarios, func(s *scenario.Scenario) bool { return s.ID == c.Scenario })
+		if s < 0 || c.Status == result.CellBroken || !same(old.Impls, now.Impls, c.Impl) || !same(old.Kernels, now.Kernels, c.Kernel) {
+			continue
+		}
+		into, err := w.CellDir(c.CellID)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.CopyFS(into, os.DirFS(filepath.Join(dir, filepath.FromSlash(c.Dir())))); err != nil {
+			return nil, fmt.Errorf("take over %s: %w", c.CellID, err)
+		}
+		if err := w.Cell(c, old.Observations[c.CellID]); err != nil {
+			return nil, err
+		}
+		if err := w.Records(judge(scenarios[s], c, old.Observations[c.CellID])); err != nil {
+			return nil, err
+		}
+		done[c.CellID] = true
+	}
+	return done, nil
+}
+
 // tell prints a run's table, writes its report, and says by its error what the run came to.
 func tell(out io.Writer, dir string, b *book) error {
 	stored, err := result.Read(os.DirFS(dir))
@@ -136,6 +197,11 @@ func tell(out io.Writer, dir string, b *book) error {
 	if err != nil {
 		return err
 	}
+	var junit bytes.Buffer
+	if err := report.JUnit(&junit, stored); err != nil {
+		return err
+	}
+	pages["junit.xml"] = junit.Bytes()
 	for _, name := range sortedKeys(pages) {
 		if err := os.WriteFile(filepath.Join(dir, name), pages[name], 0o644); err != nil {
 			return fmt.Errorf("write the report: %w", err)

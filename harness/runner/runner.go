@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,9 @@ type Config struct {
 	Dir       string                    // the run's folder; Writer's
 	Writer    *result.Writer
 	// Judge is asked once a cell is written; nil leaves the run without records.
-	Judge    func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record
+	Judge func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record
+	// Only says which cells to run, by their number in [Cells]; nil is all.
+	Only     func(n int, c result.CellID) bool
 	Parallel int    // cells at a time; 0 is 2
 	Accel    string // auto, tcg, kvm
 	QEMU     string // QEMU's program; "" = its default
@@ -55,6 +58,21 @@ type job struct {
 	k string
 }
 
+// Cells lists the cells of scenarios, implementations and kernels, in the order of a run.
+func Cells(scenarios []*scenario.Scenario, impls []string, kernel func(string) bool) []result.CellID {
+	var all []result.CellID
+	for _, s := range scenarios {
+		for _, i := range impls {
+			for _, k := range s.Kernels {
+				if s.Runs(i) && kernel(k) {
+					all = append(all, result.CellID{Scenario: s.ID, Impl: i, Kernel: k})
+				}
+			}
+		}
+	}
+	return all
+}
+
 // Run runs every cell. The error is about the run (a folder that cannot be written, or ctx's end), never about a daemon.
 func Run(ctx context.Context, c Config) error {
 	if c.Parallel <= 0 {
@@ -67,21 +85,21 @@ func Run(ctx context.Context, c Config) error {
 		c.Work = os.TempDir()
 	}
 	sweep(c.Work, c.Log)
-	var jobs []job
-	for _, s := range c.Scenarios {
-		for _, i := range c.Impls {
-			if !s.Runs(i.Name) {
-				continue
-			}
-			for _, k := range s.Kernels {
-				if _, ok := c.Kernels[k]; ok || len(c.Kernels) == 0 {
-					jobs = append(jobs, job{s, i, k})
-				}
-			}
-		}
+	names := make([]string, len(c.Impls))
+	for i, im := range c.Impls {
+		names[i] = im.Name
 	}
-	if len(jobs) == 0 {
+	cells := Cells(c.Scenarios, names, func(k string) bool { _, ok := c.Kernels[k]; return ok || len(c.Kernels) == 0 })
+	if len(cells) == 0 {
 		return errors.New("nothing to run: no scenario is for these implementations and kernels")
+	}
+	var jobs []job
+	for n, id := range cells {
+		if c.Only != nil && !c.Only(n, id) {
+			continue
+		}
+		s := slices.IndexFunc(c.Scenarios, func(s *scenario.Scenario) bool { return s.ID == id.Scenario })
+		jobs = append(jobs, job{c.Scenarios[s], c.Impls[slices.Index(names, id.Impl)], id.Kernel})
 	}
 	r := &run{Config: c, total: len(jobs), needs: map[string]func() error{}}
 	queue := make(chan job)

@@ -467,12 +467,19 @@ func sameAsLocal(v *View, of []string) Finding {
 	}
 	var bad []string
 	n := 0
+	noGroups := older(v, sinceKernel["supplementary"]) // the daemon cannot know that the creator is a member
 	for _, o := range id.Created {
 		// What stands in a directory with a default ACL is judged only where the claim is about that: without ACLs it differs in all.
 		if in := slices.Contains(of, "in:"+o.Parent); !in && (o.Parent == aclParent || len(of) > 0 && !slices.Contains(of, o.Kind)) {
 			continue
 		}
+		if o.Kind == "setgidfile" && len(o.As.Groups) > 0 && noGroups {
+			continue
+		}
 		n++
+		if o.Kind == "tmpfile" && slices.Contains([]string{"ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EISDIR"}, o.Share.Errno) {
+			continue // an honest refusal, after which programs use a named file
+		}
 		if !o.Same {
 			bad = append(bad, fmt.Sprintf("%s by %d:%d%s is %s, locally %s", o.Path, o.As.UID, o.As.GID, groups(o.As.Groups), view(o.Share), view(o.Local)))
 		}
@@ -574,6 +581,26 @@ func (m idMap) out(id int) (int, bool) {
 }
 
 // checks looks at whichever of the calls that give checks the names are of: the first word of a name says which.
+// sinceKernel is the first Linux that asks a share for something, as fs/fuse of the kernel has it.
+var sinceKernel = map[string][2]int{
+	"basics:tmpfile":     {6, 2}, // FUSE_TMPFILE
+	"supplementary":      {6, 3}, // FUSE_CREATE_SUPP_GROUP
+	"basics:statx-btime": {6, 6}, // FUSE_STATX
+}
+
+// older reports whether the guest's kernel is older than a version. One that is not known is not older.
+func older(v *View, than [2]int) bool {
+	i, f := facts[guestproto.Info](v, guestproto.CallInfo)
+	if f != nil {
+		return false
+	}
+	var is [2]int
+	if n, _ := fmt.Sscanf(i.Release, "%d.%d", &is[0], &is[1]); n != 2 {
+		return false
+	}
+	return slices.Compare(is[:], than[:]) < 0
+}
+
 func checks(v *View, of []string) Finding {
 	var all []guestproto.Check
 	asked := false
@@ -610,6 +637,10 @@ func checks(v *View, of []string) Finding {
 		case guestproto.StatusSkip:
 			skipped = append(skipped, k.Name+": "+k.Detail)
 		case guestproto.StatusUnsupported:
+			if least, ok := sinceKernel["basics:"+k.Name]; ok && older(v, least) {
+				skipped = append(skipped, fmt.Sprintf("%s: the guest's kernel asks for it since Linux %d.%d", k.Name, least[0], least[1]))
+				continue
+			}
 			bad = append(bad, fmt.Sprintf("%s is not supported (%s)", k.Name, k.Errno))
 		default:
 			bad = append(bad, fmt.Sprintf("%s: %s %s", k.Name, k.Detail, k.Errno))
