@@ -107,6 +107,9 @@ func run(o config.Options, stdout io.Writer) error {
 	}
 
 	log := newLog(o.LogLevel, os.Getenv("RUST_LOG"), o.Syslog)
+	// From here on there are files to remove: signals are no longer the end.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer stop()
 	var pid *pidFile
 	var listener *vhostuser.Listener
 	if o.FD >= 0 {
@@ -132,8 +135,6 @@ func run(o config.Options, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer stop()
 	if plan.Child() {
 		return parent(ctx, o, plan, listener, log)
 	}
@@ -262,7 +263,7 @@ func serve(ctx context.Context, o config.Options, in *sandbox.Entered, limit uin
 		log.Info("Client connected, servicing requests")
 		refuse := func() {}
 		if o.FD >= 0 || o.KeepListening {
-			refuse = l.Refuse() // others hold the socket, or we go on: it cannot be closed
+			refuse = l.Refuse(conn) // others hold the socket, or we go on: it cannot be closed
 		} else {
 			l.Close()
 		}

@@ -19,6 +19,7 @@ import (
 type Listener struct {
 	l    *net.UnixListener
 	file *os.File
+	next *net.UnixConn // accepted already, while the front-end before it was going
 }
 
 // Listen binds path, replacing a socket that is there, with mode 0700, or 0770 and the group where group (a name or a number) is not
@@ -105,7 +106,7 @@ func ListenFD(fd int) (*Listener, error) {
 		return nil, fmt.Errorf("descriptor %d is no Unix socket", fd)
 	}
 	ul.SetUnlinkOnClose(false)
-	return &Listener{ul, f}, nil
+	return &Listener{l: ul, file: f}, nil
 }
 
 // File is the listening socket, to be handed to a child process. It stays the listener's.
@@ -113,6 +114,10 @@ func (l *Listener) File() *os.File { return l.file }
 
 // Accept waits for a front-end, until ctx ends.
 func (l *Listener) Accept(ctx context.Context) (*Conn, error) {
+	if c := l.next; c != nil {
+		l.next = nil
+		return &Conn{u: c}, nil
+	}
 	stop := context.AfterFunc(ctx, func() { l.l.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	c, err := l.l.AcceptUnix()
@@ -125,9 +130,10 @@ func (l *Listener) Accept(ctx context.Context) (*Conn, error) {
 	return &Conn{u: c}, nil
 }
 
-// Refuse accepts and closes every further connection until stop is called: a second front-end learns at once that it is not served,
-// instead of waiting in the backlog of a listener that others keep open.
-func (l *Listener) Refuse() (stop func()) {
+// Refuse accepts and closes every further connection while served's front-end is there, until stop is called: a second front-end learns at
+// once that it is not served, instead of waiting in the backlog of a listener that others keep open. One that comes when the first has left
+// is the next, and Accept returns it; a front-end that reconnects need not wait for our end of its first connection.
+func (l *Listener) Refuse(served *Conn) (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -138,6 +144,10 @@ func (l *Listener) Refuse() (stop func()) {
 				}
 				time.Sleep(100 * time.Millisecond)
 				continue
+			}
+			if served.gone() {
+				l.next = c
+				return
 			}
 			c.Close()
 		}
@@ -151,5 +161,9 @@ func (l *Listener) Refuse() (stop func()) {
 
 // Close stops listening. The socket stays in the file system.
 func (l *Listener) Close() error {
+	if l.next != nil {
+		l.next.Close()
+		l.next = nil
+	}
 	return errors.Join(l.l.Close(), l.file.Close())
 }

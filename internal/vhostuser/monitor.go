@@ -42,7 +42,7 @@ func newMonitor(d *device) *monitor {
 	return &monitor{dev: d, wake: make(chan struct{}, 1), quit: make(chan struct{})}
 }
 
-// awake is called by leaders when they come out of a sleep, with their queue's mutex held.
+// awake is called by leaders when they come out of a sleep and by workers when they begin, with their queue's mutex held.
 func (m *monitor) awake() {
 	if m.parked.Load() {
 		select {
@@ -72,7 +72,7 @@ func (m *monitor) run() {
 		if quiet++; quiet < monitorLinger {
 			continue
 		}
-		// A leader that wakes up from here on sees that we are parked; one that woke before is seen to be awake.
+		// A worker that gets going from here on sees that we are parked; one that did before is seen to be awake.
 		m.parked.Store(true)
 		if !m.look(last) {
 			for _, q := range m.dev.queues {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -444,29 +443,42 @@ func TestSecondFrontEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := vhostuser.Listen(path, "")
 	require.NoError(t, err)
-	defer l.Close()
-	first, err := fe.Dial(path, time.Second)
-	require.NoError(t, err)
-	defer first.Close()
-	_, err = l.Accept(t.Context())
-	require.NoError(t, err)
-	stop := l.Refuse()
-	for range 10 {
+	dial := func() *fe.Conn {
 		c, err := fe.Dial(path, time.Second)
-		if err == nil {
-			_, err = c.CallU64(fe.MsgGetFeatures, nil)
-			c.Close()
-		}
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	first := dial()
+	served, err := l.Accept(t.Context())
+	require.NoError(t, err)
+	stop := l.Refuse(served)
+	for range 10 {
+		_, err = dial().CallU64(fe.MsgGetFeatures, nil)
 		assert.ErrorIs(t, err, fe.ErrGone, "it learns at once that it is not served")
 	}
+	first.Close()
+	second, third := dial(), dial()
 	stop()
-	third, err := fe.Dial(path, time.Second)
+	for _, c := range []*fe.Conn{second, third} { // they came when the first had left
+		ours, err := l.Accept(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, c.Send(fe.MsgGetFeatures, false, nil))
+		ours.Close()
+		_, _, _, err = c.Recv(nil)
+		assert.ErrorIs(t, err, fe.ErrGone)
+	}
+
+	fourth := dial()
+	served, err = l.Accept(t.Context())
 	require.NoError(t, err)
-	defer third.Close()
-	c, err := l.Accept(t.Context())
-	require.NoError(t, err, "afterwards the listener serves again")
-	c.Close()
-	_, err = third.CallU64(fe.MsgGetFeatures, nil)
-	assert.ErrorIs(t, err, fe.ErrGone)
-	assert.NotErrorIs(t, err, io.EOF)
+	stop = l.Refuse(served)
+	fourth.Close()
+	fifth := dial()
+	require.NoError(t, fifth.Send(fe.MsgGetFeatures, false, nil))
+	time.Sleep(20 * time.Millisecond)
+	stop()
+	l.Close()
+	_, _, _, err = fifth.Recv(nil)
+	assert.ErrorIs(t, err, fe.ErrGone, "who waits when the listener ends is told")
 }

@@ -23,8 +23,10 @@ import (
 // echo answers every FUSE request with an empty reply, but for those that have an opcode of these.
 type echo struct {
 	resets, aborts, blocked, interrupts atomic.Int32
+	sleeping, most                      atomic.Int32  // in opSleep at a time
 	block                               chan struct{} // opBlock waits until it is closed
 	fail                                error         // what NewHandler returns
+	start                               time.Duration // how long it takes
 }
 
 const (
@@ -39,6 +41,7 @@ func (e *echo) NewHandler(int) (vhostuser.Handler, error) {
 	if e.fail != nil {
 		return nil, e.fail
 	}
+	time.Sleep(e.start)
 	return &echoHandler{e: e}, nil
 }
 func (e *echo) Interrupt() { e.interrupts.Add(1) }
@@ -62,8 +65,12 @@ func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 		h.unfit = op == opPanicTwice
 		panic("on purpose")
 	case opSleep:
+		if n := h.e.sleeping.Add(1); n > h.e.most.Load() {
+			h.e.most.Store(n)
+		}
 		ts := unix.NsecToTimespec(300_000)
 		unix.Nanosleep(&ts, nil)
+		h.e.sleeping.Add(-1)
 	}
 	binary.LittleEndian.PutUint32(h.reply[0:], 16)
 	copy(h.reply[8:16], h.in[8:16])
@@ -198,6 +205,19 @@ func TestBlockedRequestHoldsUpNobody(t *testing.T) {
 		_, err := d.fuse.Finish(p)
 		require.NoError(t, err)
 	}
+}
+
+// A new worker may be so long in coming that the monitor has gone to sleep meanwhile, and then be blocked itself.
+func TestWorkersThatAreSlowToStart(t *testing.T) {
+	e := &echo{block: make(chan struct{}), start: 150 * time.Millisecond}
+	d := serve(t, e, vhostuser.Config{}, frontend.Config{})
+	defer close(e.block)
+	for range 3 {
+		_, err := d.fuse.Start(frontend.Request{Op: opBlock, Node: 1})
+		require.NoError(t, err)
+	}
+	_, err := d.fuse.Do(frontend.Request{Op: opQuick, Node: 1})
+	require.NoError(t, err)
 }
 
 func TestPanicEndsTheRequestOnly(t *testing.T) {

@@ -137,6 +137,7 @@ func (w *worker) run() {
 func (w *worker) work() {
 	q := w.q
 	q.active++
+	q.dev.monitor.awake() // a worker may be long in coming, and be blocked in the first request that it takes
 	defer func() {
 		q.active--
 		if q.leader == w {
