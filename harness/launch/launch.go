@@ -84,6 +84,8 @@ type Daemon struct {
 	log  *logWriter
 	done chan struct{}
 
+	launcher int // the thread that started it, in the mount namespace that it was started from
+
 	mu   sync.Mutex
 	exit Exit
 	seen map[int]string // pid → start time, of every process of the tree that was seen
@@ -177,6 +179,7 @@ func (d *Daemon) reap(started chan<- error) {
 		started <- err
 		return
 	}
+	d.launcher = unix.Gettid()
 	started <- nil
 	_ = d.cmd.Wait() // the process state says it all
 	e := Exit{At: time.Now()}
@@ -241,6 +244,9 @@ func (d *Daemon) ready(ctx context.Context) error {
 
 // PID is the first process: the daemon's parent, or the wrapper's.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Launcher is the thread that started the daemon, by whose namespaces the daemon's are judged. It lives as long as the daemon.
+func (d *Daemon) Launcher() int { return d.launcher }
 
 // Socket is the path of the listening socket.
 func (d *Daemon) Socket() string { return d.spec.Options.SocketPath }

@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/impl"
 	"virtiofsd/internal/testenv"
@@ -57,6 +59,11 @@ func TestTheCDaemon(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, d.PID(), d.Tree()[0])
 	assert.NotZero(t, d.ServingPID())
+	// A TERM that comes between its taking of signals and its accept(2) is lost to it: wait until it sleeps there.
+	require.Eventually(t, func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", d.PID()))
+		return err == nil && strings.HasPrefix(string(b), fmt.Sprint(unix.SYS_ACCEPT, " "))
+	}, 5*time.Second, 10*time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	e := d.Stop(ctx)

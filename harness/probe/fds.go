@@ -61,7 +61,7 @@ func CollectFDs(t Target) (*FDs, error) {
 		f.Kind = kindOf(f.Target, st.Mode)
 		switch f.Kind {
 		case "dir":
-			if f.Leads, err = leads(path, &share, &host); err != nil {
+			if f.Leads, err = leads(path, rootIs == "share", &share, &host); err != nil {
 				return nil, fmt.Errorf("descriptor %d of process %d: %w", n, t.Serving, err)
 			}
 			f.Outside = f.Leads == "host" && !below(f.Target, t.Share) || f.Leads == "other"
@@ -119,8 +119,9 @@ func kindOf(target string, mode uint32) string {
 }
 
 // leads walks ".." from a directory's descriptor until it stays. It goes by the mounts of the descriptor's own mount namespace, and so
-// shows what one who holds the descriptor can reach.
-func leads(path string, share, host *unix.Stat_t) (string, error) {
+// shows what one who holds the descriptor can reach. ".." of a process's root is that root: where it is the share (a chroot, which changes no
+// mounts), the way ends there.
+func leads(path string, shareIsRoot bool, share, host *unix.Stat_t) (string, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
@@ -131,6 +132,9 @@ func leads(path string, share, host *unix.Stat_t) (string, error) {
 		return "", err
 	}
 	for range 4096 { // PATH_MAX
+		if shareIsRoot && same(&st, share) {
+			return "share", nil
+		}
 		up, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return "", err

@@ -44,6 +44,7 @@ type cell struct {
 	seen  []result.Observation
 
 	work, share, outside, socket string
+	lock                         *os.File // says that work is in use; a file that nobody refers to is closed by the collector
 	secret                       string
 	before                       probe.Snapshot
 	mounts                       []string // of ours, before
@@ -74,10 +75,7 @@ func (c *cell) play(ctx context.Context) {
 		return
 	}
 	defer os.RemoveAll(c.work) // sweep tries again, should this fail
-	lock, err := os.Open(filepath.Join(c.work, "lock"))
-	if err == nil {
-		defer lock.Close()
-	}
+	defer c.lock.Close()
 	if !c.launch(ctx) {
 		return
 	}
@@ -138,8 +136,7 @@ func (c *cell) prepare() error {
 	if err != nil {
 		return err
 	}
-	_ = lock // held until the process ends or the directory is removed: the kernel closes it with us
-	c.work = work
+	c.work, c.lock = work, lock
 	c.share, c.outside, c.socket = filepath.Join(work, "share"), filepath.Join(work, "outside"), filepath.Join(work, "run", "vhost.sock")
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -394,7 +391,7 @@ func (c *cell) hostStep(s scenario.Step) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := probe.Target{Launcher: os.Getpid(), Tree: c.daemon.Tree(), Serving: c.daemon.ServingPID(), Share: c.share}
+	t := probe.Target{Launcher: c.daemon.Launcher(), Tree: c.daemon.Tree(), Serving: c.daemon.ServingPID(), Share: c.share}
 	switch s.Probe {
 	case scenario.ProbeProc:
 		return probe.CollectProc(t)

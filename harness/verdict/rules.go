@@ -34,7 +34,7 @@ func Rules() map[string]Named {
 		"fds-inside":       {fdsInside, "no descriptor of the serving process leads out of the share", ""},
 		"groups-dropped":   {groupsDropped, "no thread of any process has a supplementary group", ""},
 		"caps-within":      {capsWithin, "effective, permitted, inheritable and ambient capabilities of every thread of the serving process are within the list", "capabilities"},
-		"caps-without":     {capsWithout, "no thread of the serving process has one of the capabilities, in whichever set", "capabilities"},
+		"caps-without":     {capsWithout, "no thread of the serving process has one of the capabilities as effective, permitted, inheritable or ambient", "capabilities"},
 		"bounding-within":  {boundingWithin, "the bounding set of every thread of the serving process is within the list", "capabilities"},
 		"parent-caps-none": {parentCapsNone, "processes that do not serve hold no capability", ""},
 		"no-new-privs":     {noNewPrivs, "no_new_privs is set in every thread of the serving process", ""},
@@ -190,7 +190,7 @@ func oneMount(v *View, _ []string) Finding {
 	case f != nil:
 		return *f
 	case len(m.Mounts) == 0:
-		return broken("the mount namespace of the serving process is empty")
+		return holdsIf(false, "the root of the serving process is no mount of its own, and all mounts of its namespace lie outside of it")
 	}
 	var other []string
 	for _, e := range m.Mounts {
@@ -211,7 +211,7 @@ func mountOptions(v *View, of []string) Finding {
 	}
 	i := slices.IndexFunc(m.Mounts, func(e probe.Mount) bool { return e.Point == "/" })
 	if i < 0 {
-		return broken("the mount namespace of the serving process has no /")
+		return holdsIf(false, "the root of the serving process is no mount of its own, so it has no options of its own")
 	}
 	var bad []string
 	for _, o := range of {
@@ -330,7 +330,7 @@ func capsWithout(v *View, of []string) Finding {
 		return broken("%v", err)
 	}
 	return threads(v, "none of "+strings.Join(of, ", "), func(t probe.Thread) string {
-		if has := (t.CapEff | t.CapPrm | t.CapInh | t.CapAmb | t.CapBnd) & barred; has != 0 {
+		if has := (t.CapEff | t.CapPrm | t.CapInh | t.CapAmb) & barred; has != 0 {
 			return names(has)
 		}
 		return ""
