@@ -21,7 +21,7 @@ import (
 
 // Adopt makes the run in runDir the evidence from which the pages of the tree are made: docs/evidence is replaced. Copied are run.json,
 // the records (sorted), and of each cell what became of it, its command line, and the observations that a record rests on, without
-// what no rule reads (logs, the kernel's messages). A stored copy can still be judged again.
+// what no rule reads (logs, the kernel's messages). A stored copy can still be judged again. The benchmark (bench.json) stays as it is.
 //
 // Paths of the machine become words: {work} is a cell's work directory, {share}, {outside} and {socket} what is in it, {run} the run's
 // folder; paths in the tree become relative. An error names a path that is none of these and looks like somebody's machine. A broken
@@ -49,6 +49,11 @@ func Adopt(runDir, root string) error {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	if err := n.walk(fresh); err != nil {
+		return fmt.Errorf("adopt the run: %w", err)
+	}
+	// The benchmark is a run of its own, and stays.
+	kept := filepath.Join(root, filepath.FromSlash(benchFile))
+	if err := os.Rename(kept, filepath.Join(fresh, filepath.Base(kept))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	if err := errors.Join(os.RemoveAll(target), os.Rename(fresh, target)); err != nil {

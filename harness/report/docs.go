@@ -80,6 +80,14 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
 	}
+	measures, err := loadBench(tree)
+	if err != nil {
+		return nil, err
+	}
+	out[generatedDir+"/benchmarks.md"] = []byte(benchPage(measures))
+	if measures != nil {
+		out[generatedDir+"/benchmarks.svg"] = []byte(benchChart(measures))
+	}
 	spec, err := b.loadSpecification(tree)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,4 +55,42 @@ func TestEveryValueHasADefault(t *testing.T) {
 			assert.Contains(t, none, f.Name, "docs.go does not know the default of --%s", f.Name)
 		}
 	}
+}
+
+// TestPrintedCommandsAreUnderstood: every command line of the daemon that a page prints in a block of its own is one that we parse.
+func TestPrintedCommandsAreUnderstood(t *testing.T) {
+	var pages []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/generated/scenarios/*.md"} {
+		names, err := filepath.Glob(filepath.Join("../..", pattern))
+		require.NoError(t, err)
+		pages = append(pages, names...)
+	}
+	seen := 0
+	for _, page := range pages {
+		src, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for line := range strings.Lines(strings.ReplaceAll(string(src), "\\\n", "")) {
+			if !strings.HasPrefix(line, "    ") || strings.ContainsAny(line, "…|#") {
+				continue
+			}
+			words := strings.Fields(line)
+			i := slices.IndexFunc(words, func(w string) bool { return filepath.Base(w) == "virtiofsd" })
+			if i < 0 {
+				continue
+			}
+			var args []string
+			for _, w := range words[i+1:] {
+				if w == "&" {
+					break
+				}
+				args = append(args, strings.Trim(w, "'"))
+			}
+			seen++
+			o, err := Parse(args)
+			if assert.NoError(t, err, "%s: %s", page, line) && !o.Help && !o.Version && !o.PrintCapabilities {
+				assert.NoError(t, o.Validate(), "%s: %s", page, line)
+			}
+		}
+	}
+	assert.GreaterOrEqual(t, seen, 8)
 }

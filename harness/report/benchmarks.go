@@ -1,0 +1,206 @@
+package report
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io/fs"
+	"math"
+	"slices"
+	"strings"
+
+	"virtiofsd/harness/bench"
+)
+
+// benchFile is the adopted run of the benchmark, as `vfsmatrix bench --json` writes it.
+const benchFile = evidenceDir + "/bench.json"
+
+// loadBench reads it; nil where there is none.
+func loadBench(tree fs.FS) (*bench.Report, error) {
+	b, err := fs.ReadFile(tree, benchFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the benchmark: %w", err)
+	}
+	var r bench.Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", benchFile, err)
+	}
+	if len(r.Daemons) == 0 {
+		return nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench --json", benchFile)
+	}
+	return &r, nil
+}
+
+// figureOf is what a workload's measure reads of a sample.
+func figureOf(w bench.Workload) func(bench.Sample) float64 {
+	if w.Measure == bench.Latency {
+		return func(s bench.Sample) float64 { return s.P50 }
+	}
+	return func(s bench.Sample) float64 { return s.Rate }
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	switch n := len(v); {
+	case n == 0:
+		return math.NaN()
+	case n%2 == 1:
+		return v[n/2]
+	default:
+		return (v[n/2-1] + v[n/2]) / 2
+	}
+}
+
+// benchPage is the page of the benchmark; r may be nil.
+func benchPage(r *bench.Report) string {
+	var w strings.Builder
+	w.WriteString(generatedNote + "# Benchmarks\n\n")
+	if r == nil {
+		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n")
+		return w.String()
+	}
+	first := r.Daemons[0]
+	fmt.Fprintf(&w, "Daemons in turns (A B, B A, …), a fresh process for each of %d rounds, without a virtual machine: a vhost-user front-end drives the rings. Medians of the rounds. "+
+		"Host: %s, %s processors, Linux %s. A thread that sleeps on an eventfd and is woken costs %.1f µs there and back on this machine: no daemon that sleeps between requests is below that at depth 1.\n\n",
+		r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], median(r.FloorUS))
+	fmt.Fprintf(&w, "## How many times as fast: %s against each other daemon\n\nRight of the line `%s` is faster, left of it slower. Pale bars: the rounds do not tell the two apart (p ≥ 0.05).\n\n![ratios](benchmarks.svg)\n\n", title(first), first)
+	head := []string{"workload", "what"}
+	for _, d := range r.Daemons {
+		head = append(head, title(d), "CPU")
+	}
+	head = append(head, "against the best other")
+	var rows [][]string
+	for _, wl := range r.Work {
+		row := []string{wl.Name, cellText(wl.What)}
+		for _, d := range r.Daemons {
+			row = append(row, amount(r, wl, d), fmt.Sprintf("%.2f µs", median(r.Of(wl.Name, d, func(s bench.Sample) float64 { return s.CPU }))))
+			if len(r.Of(wl.Name, d, figureOf(wl))) == 0 {
+				row[len(row)-2], row[len(row)-1] = "failed", ""
+			}
+		}
+		best := r.Best(wl, first)
+		text := ""
+		if best != "" {
+			c := r.Compare(wl, first, best)
+			text = fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P)
+		}
+		rows = append(rows, append(row, text))
+	}
+	mdTable(&w, head, rows)
+	w.WriteString("CPU is that of the daemon's processes for one operation. Latencies are p50.\n\n")
+	if len(r.States) > 0 {
+		w.WriteString("## What a process costs\n\n")
+		rows = nil
+		for _, d := range r.Daemons {
+			of := func(f func(bench.State) float64) float64 {
+				var v []float64
+				for _, s := range r.States {
+					if s.Daemon == d {
+						v = append(v, f(s))
+					}
+				}
+				return median(v)
+			}
+			rows = append(rows, []string{
+				title(d), fmt.Sprintf("%.1f ms", of(func(s bench.State) float64 { return s.ReadyMS })),
+				fmt.Sprintf("%.3f %%", 100*of(func(s bench.State) float64 { return s.IdleCPU })),
+				fmt.Sprintf("%.1f MiB", of(func(s bench.State) float64 { return s.RestRSS })),
+				fmt.Sprintf("%.0f B", of(func(s bench.State) float64 { return s.PerInode })),
+				fmt.Sprintf("%.0f", of(func(s bench.State) float64 { return float64(s.Known) })),
+			})
+		}
+		mdTable(&w, []string{"daemon", "until ready", "idle CPU", "resident at rest", "memory per known inode", "names known before it refused or was stopped"}, rows)
+	}
+	return w.String()
+}
+
+// amount is a daemon's figure in a workload's unit.
+func amount(r *bench.Report, w bench.Workload, d string) string {
+	v := median(r.Of(w.Name, d, figureOf(w)))
+	switch {
+	case w.Measure == bench.Latency:
+		return fmt.Sprintf("%.1f µs", v)
+	case w.Unit == "bytes":
+		return fmt.Sprintf("%.2f GB/s", v/1e9)
+	}
+	return fmt.Sprintf("%.0f k/s", v/1e3)
+}
+
+// benchChart draws the ratios on a logarithmic axis: a bar to the right of 1 is a workload on which the first daemon is faster.
+func benchChart(r *bench.Report) string {
+	const left, width, bar, gap, top = 190, 760, 13, 10, 48
+	first := r.Daemons[0]
+	span := 2.0 // the axis goes from 1/span to span
+	type row struct {
+		workload, peer string
+		ratio          bench.Ratio
+	}
+	var groups [][]row
+	for _, w := range r.Work {
+		var g []row
+		for _, d := range r.Daemons[1:] {
+			c := r.Compare(w, first, d)
+			if !math.IsNaN(c.Times) && c.Times > 0 {
+				g = append(g, row{w.Name, d, c})
+				span = max(span, c.Times, 1/c.Times)
+			}
+		}
+		if len(g) > 0 {
+			groups = append(groups, g)
+		}
+	}
+	span = math.Pow(2, math.Ceil(math.Log2(span)))
+	plot := float64(width - left - 70)
+	x := func(times float64) float64 { return left + plot*(math.Log(times)/math.Log(span)+1)/2 }
+
+	var s strings.Builder
+	y := top
+	for _, g := range groups {
+		fmt.Fprintf(&s, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", left-10, y+bar*len(g)/2+5, html.EscapeString(g[0].workload))
+		for _, b := range g {
+			from, to := x(1), x(b.ratio.Times)
+			class := fmt.Sprintf("p%d", slices.Index(r.Daemons, b.peer))
+			if b.ratio.P >= 0.05 {
+				class += " pale"
+			}
+			at, anchor := to+5, "start"
+			if to < from {
+				at, anchor = to-5, "end"
+			}
+			fmt.Fprintf(&s, "<rect class=\"%s\" x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\"/><text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"%s\">%.2f</text>\n",
+				class, min(from, to), y, math.Abs(to-from), bar-2, at, y+bar-3, anchor, b.ratio.Times)
+			y += bar
+		}
+		y += gap
+	}
+	var axis strings.Builder
+	for t := 1 / span; t <= span; t *= 2 {
+		class := "grid"
+		if t == 1 {
+			class = "one"
+		}
+		label := fmt.Sprintf("%g×", t)
+		if t < 1 {
+			label = fmt.Sprintf("1/%g", 1/t)
+		}
+		fmt.Fprintf(&axis, "<path class=\"%s\" d=\"M%.1f %d V%d\"/><text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", class, x(t), top-8, y, x(t), top-14, label)
+	}
+	lx := left
+	for i, d := range r.Daemons[1:] {
+		name := "against " + title(d)
+		fmt.Fprintf(&axis, "<rect class=\"p%d\" x=\"%d\" y=\"6\" width=\"12\" height=\"12\"/><text x=\"%d\" y=\"17\">%s</text>\n", i+1, lx, lx+18, html.EscapeString(name))
+		lx += 40 + 8*len(name)
+	}
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="How many times as fast as the other daemons">
+<style>
+text { font: 13px system-ui, sans-serif; fill: #1b1f24; } .small { font-size: 11px; fill: #59636e; }
+.bg { fill: #fff; } .grid { stroke: #e1e5e9; } .one { stroke: #1b1f24; } .p1 { fill: #3b6fb6; } .p2 { fill: #c2722b; } .p3 { fill: #7a4fa3; } .p4 { fill: #4d8a57; } .pale { opacity: .35; }
+</style>
+<rect class="bg" width="%d" height="%d"/>
+%s%s</svg>
+`, width, y+6, width, y+6, width, y+6, axis.String(), s.String())
+}

@@ -1,0 +1,41 @@
+package report
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"virtiofsd/harness/bench"
+)
+
+func TestChartPointsToTheFasterDaemon(t *testing.T) {
+	r := &bench.Report{
+		Daemons: []string{"ours", "c"}, Rounds: 1, FloorUS: []float64{5},
+		Work: []bench.Workload{
+			{Name: "getattr-1", What: "latency", Measure: bench.Latency, Unit: "ops"},
+			{Name: "read-1m", What: "rate", Measure: bench.Rate, Unit: "bytes"},
+			{Name: "broken", What: "fails", Measure: bench.Rate, Unit: "ops"},
+		},
+		Samples: []bench.Sample{
+			{Workload: "getattr-1", Daemon: "ours", Ops: 1, P50: 5}, {Workload: "getattr-1", Daemon: "c", Ops: 1, P50: 10},
+			{Workload: "read-1m", Daemon: "ours", Ops: 1, Rate: 1e9}, {Workload: "read-1m", Daemon: "c", Ops: 1, Rate: 4e9},
+			{Workload: "broken", Daemon: "ours", Ops: 1, Rate: 1e3}, {Workload: "broken", Daemon: "c", Bad: "EIO"},
+		},
+	}
+	svg := benchChart(r)
+	assert.Regexp(t, `text-anchor="start">2\.00<`, svg, "half the latency is twice as fast, to the right")
+	assert.Regexp(t, `text-anchor="end">0\.25<`, svg, "a quarter of the rate is to the left")
+	assert.NotContains(t, svg, "NaN")
+	assert.NotContains(t, svg, "broken")
+	assert.Contains(t, svg, "pale", "one round tells nothing apart")
+
+	page := benchPage(r)
+	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
+	assert.Regexp(t, `broken \| fails \| 0 k/s .*failed`, page)
+	assert.Contains(t, benchPage(nil), "Not measured yet")
+}
+
+func TestMedian(t *testing.T) {
+	assert.Equal(t, 2.0, median([]float64{3, 1, 2}))
+	assert.Equal(t, 2.5, median([]float64{4, 1, 2, 3}))
+}
