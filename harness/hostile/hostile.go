@@ -100,8 +100,8 @@ type Env struct {
 // Defer runs f after the case.
 func (e *Env) Defer(f func()) { e.cleanup = append(e.cleanup, f) }
 
-// patience is how long one answer may take. Daemons answer within a millisecond; the machine may be busy.
-const patience = 1500 * time.Millisecond
+// patience is how long one answer, or the end of a process, may take. Daemons answer within a millisecond; the machine may be very busy.
+const patience = 5 * time.Second
 
 // secret stands beside the share; no reply may hold it.
 const secret = "not for the guest\n"
@@ -264,7 +264,7 @@ func (e *Env) stillServes(c Case, so Outcome) (Outcome, string) {
 
 // departed tells how a daemon left that has closed its connection.
 func (e *Env) departed() (Outcome, string) {
-	clean, status, err := e.Proc.Exit(2 * time.Second)
+	clean, status, err := e.Proc.Exit(patience)
 	switch {
 	case err != nil:
 		return Closed, "the daemon closed the connection"
@@ -293,7 +293,7 @@ func (e *Env) hiprio() error { return e.FUSE.Forget(1<<40, 1) }
 
 // endsWell: the front-end has left, so the daemon has to exit, with a status of its own and without a trace of a crash.
 func (e *Env) endsWell() (Outcome, string) {
-	clean, status, err := e.Proc.Exit(3 * time.Second)
+	clean, status, err := e.Proc.Exit(patience)
 	switch {
 	case err != nil:
 		return AllDead, "the daemon does not end when its front-end has left"
