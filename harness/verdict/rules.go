@@ -469,8 +469,11 @@ func sameAsLocal(v *View, of []string) Finding {
 	n := 0
 	noGroups := older(v, sinceKernel["supplementary"]) // the daemon cannot know that the creator is a member
 	for _, o := range id.Created {
-		// What stands in a directory with a default ACL is judged only where the claim is about that: without ACLs it differs in all.
-		if in := slices.Contains(of, "in:"+o.Parent); !in && (o.Parent == aclParent || len(of) > 0 && !slices.Contains(of, o.Kind)) {
+		// What stands in a directory with a default ACL, and device nodes, are judged only where the claim is about them: a share may
+		// lack either without being wrong in all else.
+		special := o.Parent == aclParent || o.Kind == "char" || o.Kind == "block"
+		named := slices.Contains(of, "in:"+o.Parent) && o.Kind != "char" && o.Kind != "block" || o.Parent != aclParent && slices.Contains(of, o.Kind)
+		if !named && (special || len(of) > 0) {
 			continue
 		}
 		if o.Kind == "setgidfile" && len(o.As.Groups) > 0 && noGroups {
