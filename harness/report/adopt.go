@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,15 +18,16 @@ import (
 	"virtiofsd/harness/launch"
 	"virtiofsd/harness/result"
 	"virtiofsd/harness/scenario"
+	"virtiofsd/harness/verdict"
 )
 
 // Adopt makes the run in runDir the evidence from which the pages of the tree are made: docs/evidence is replaced. Copied are run.json,
-// the records (sorted), and of each cell what became of it, its command line, and the observations that a record rests on, without
-// what no rule reads (logs, the kernel's messages). A stored copy can still be judged again. The benchmark (bench.json) stays as it is.
+// and of each cell what became of it, its command line and the observations, without what no rule reads (logs, the kernel's
+// messages). The records are judged anew, by the claims and rules of the tree; so adopting docs/evidence itself brings it up to date
+// with them. Cells of scenarios that the tree does not have are left out. The benchmark (bench.json) stays as it is.
 //
 // Paths of the machine become words: {work} is a cell's work directory, {share}, {outside} and {socket} what is in it, {run} the run's
-// folder; paths in the tree become relative. An error names a path that is none of these and looks like somebody's machine. A broken
-// run is not adopted.
+// folder; paths in the tree become relative, and what else looks like somebody's machine becomes {path}. A broken run is not adopted.
 func Adopt(runDir, root string) error {
 	runDir, err := filepath.Abs(runDir)
 	if err != nil {
@@ -44,8 +46,12 @@ func Adopt(runDir, root string) error {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	defer os.RemoveAll(fresh)
+	b, err := loadWith(root, run)
+	if err != nil {
+		return err
+	}
 	n := newNormaliser(run, runDir, root)
-	if err := copyRun(run, runDir, fresh, n); err != nil {
+	if err := b.copyRun(runDir, fresh); err != nil {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	if err := n.walk(fresh); err != nil {
@@ -63,54 +69,47 @@ func Adopt(runDir, root string) error {
 }
 
 // copyRun writes what is kept of a run.
-func copyRun(run *result.Stored, runDir, to string, n *normaliser) error {
-	w, err := result.Create(to, run.Run)
+func (b *book) copyRun(from, to string) error {
+	w, err := result.Create(to, b.run.Run)
 	if err != nil {
 		return err
 	}
-	used := map[string]bool{} // references of the records' evidence
-	for _, r := range run.Records {
-		for _, e := range r.Evidence {
-			used[e] = true
+	for _, c := range b.run.Cells { // sorted
+		s := b.scenario(c.Scenario)
+		if s == nil {
+			continue
 		}
-	}
-	for _, c := range run.Cells {
-		var keep []result.Observation
-		for _, o := range run.Observations[c.CellID] {
-			if !used[c.Dir()+"/"+result.ObservationsFile+"#"+o.Step] {
-				continue
-			}
-			if o.Facts, err = trim(o); err != nil {
+		obs := b.run.Observations[c.CellID]
+		if err := w.Records(verdict.JudgeCell(s, b.claims, b.known, c, obs)); err != nil {
+			return err
+		}
+		for i, o := range obs {
+			if obs[i].Facts, err = trim(o); err != nil {
 				return fmt.Errorf("trim observation %s of %s: %w", o.Step, c.CellID, err)
 			}
-			o.T = float64(int(o.T*10)) / 10
-			keep = append(keep, o)
+			obs[i].T = tenths(o.T)
 		}
-		if err := w.Cell(c, keep); err != nil {
+		c.Seconds, c.Boot = tenths(c.Seconds), tenths(c.Boot)
+		if err := w.Cell(c, obs); err != nil {
 			return err
 		}
 		argv := filepath.Join(filepath.FromSlash(c.Dir()), launch.ArgvFile)
-		b, err := os.ReadFile(filepath.Join(runDir, argv))
+		text, err := os.ReadFile(filepath.Join(from, argv))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err == nil {
-			err = os.WriteFile(filepath.Join(to, argv), b, 0o644)
+			err = os.WriteFile(filepath.Join(to, argv), text, 0o644)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	records := slices.Clone(run.Records)
-	slices.SortStableFunc(records, func(x, y result.Record) int {
-		return cmp.Or(cmp.Compare(x.CellID.String(), y.CellID.String()), cmp.Compare(x.Claim, y.Claim))
-	})
-	if err := w.Records(records); err != nil {
-		return err
-	}
-	_, err = w.Close(run.End.Seconds)
+	_, err = w.Close(tenths(b.run.End.Seconds))
 	return err
 }
+
+func tenths(seconds float64) float64 { return math.Round(seconds*10) / 10 }
 
 // unread are keys of facts that no rule reads, and which are long or differ from run to run.
 var unread = map[string][]string{
@@ -161,6 +160,9 @@ type replacement struct {
 	with string
 }
 
+// guestMounts is where guests mount their shares.
+const guestMounts = "/mnt/share"
+
 // stop ends a path within JSON or a log line.
 const stop = `[^\s"'\\,;()<>=]`
 
@@ -189,7 +191,7 @@ func newNormaliser(run *result.Stored, runDir, root string) *normaliser {
 		add(regexp.QuoteMeta(t)+`\b`, "{tree}")
 	}
 	for _, i := range run.Impls {
-		if dir := filepath.Dir(i.Path); i.Path != "" && !strings.HasPrefix(dir, "/usr/") {
+		if dir := filepath.Dir(i.Path); filepath.IsAbs(dir) && !strings.HasPrefix(dir, "/usr/") {
 			add(regexp.QuoteMeta(dir)+`/`, "{bin}/")
 		}
 	}
@@ -200,11 +202,18 @@ func (n *normaliser) apply(b []byte) []byte {
 	for _, w := range n.words {
 		b = w.find.ReplaceAll(b, []byte(w.with))
 	}
-	return b
+	return machine.ReplaceAllFunc(b, func(m []byte) []byte {
+		parts := machine.FindSubmatch(m)
+		if bytes.HasPrefix(parts[2], []byte(guestMounts)) {
+			return m
+		}
+		return append(parts[1], "{path}"...)
+	})
 }
 
-// machine is what a path of somebody's machine begins with.
-var machine = regexp.MustCompile(`(?:^|[\s"'=:(,])(/(?:home|root|Users|work|tmp|var/tmp|var/lib|data|builds?)/` + stop + `+)`)
+// machine is what a path of somebody's machine begins with. Where it is none of the words above (a mount of the host, say), it becomes
+// {path}: that it was seen counts, not what it is called.
+var machine = regexp.MustCompile(`(^|[\s"'=:(,])(/(?:home|root|Users|work|tmp|mnt|media|opt|srv|var/tmp|var/lib|data|builds?)/` + stop + `+)`)
 
 // walk normalises every file under dir.
 func (n *normaliser) walk(dir string) error {
@@ -216,11 +225,6 @@ func (n *normaliser) walk(dir string) error {
 		if err != nil {
 			return err
 		}
-		b = n.apply(b)
-		if m := machine.FindSubmatch(b); m != nil {
-			rel, _ := filepath.Rel(dir, name) // both are absolute
-			return fmt.Errorf("%s would hold the path %s of this machine; remedy: teach harness/report/adopt.go a word for it", rel, m[1])
-		}
-		return os.WriteFile(name, b, 0o644)
+		return os.WriteFile(name, n.apply(b), 0o644)
 	})
 }

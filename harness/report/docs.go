@@ -119,6 +119,15 @@ func rule(name string) (means, of string) {
 
 // load reads the tree. Without evidence, book.run is nil; broken evidence is an error.
 func load(root string) (*book, error) {
+	run, err := evidence(os.DirFS(root))
+	if err != nil {
+		return nil, err
+	}
+	return loadWith(root, run)
+}
+
+// loadWith reads the tree's claims and scenarios, to be told of with another run than the adopted one.
+func loadWith(root string, run *result.Stored) (*book, error) {
 	tree := os.DirFS(root)
 	areas, err := claim.LoadAreas(tree, claimsDir)
 	if err != nil {
@@ -133,10 +142,6 @@ func load(root string) (*book, error) {
 		return nil, err
 	}
 	known, err := scenario.LoadKnown(tree, scenariosDir, claims)
-	if err != nil {
-		return nil, err
-	}
-	run, err := evidence(tree)
 	if err != nil {
 		return nil, err
 	}

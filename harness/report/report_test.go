@@ -106,8 +106,14 @@ func newWorld(t *testing.T) world {
 	return w
 }
 
-// store writes a run of the world into a folder. change may alter each record before it is written.
-func (w world) store(t *testing.T, change func(*result.Record)) string {
+// facts of the probe proc: where the root is, and which user namespace.
+func facts(root, user string) json.RawMessage {
+	return json.RawMessage(`{"launcher":{"namespaces":{"user":"user:[1]"}},"processes":[{"root":"/tmp/vfsmatrix-123/share","exe":"/data/tree/bin/virtiofsd",` +
+		`"root_is":"` + root + `","cwd_is":"share","namespaces":{"user":"` + user + `"},"threads":[{"cap_bnd":18446744073709551615}]}],"serving":0}`)
+}
+
+// store writes a run of the world into a folder. change may alter a cell's facts and records before they are written.
+func (w world) store(t *testing.T, change func(result.CellID, *json.RawMessage, []result.Record)) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "20260101T000000Z-test")
 	sum := strings.Repeat("a", 64)
@@ -124,23 +130,23 @@ func (w world) store(t *testing.T, change func(*result.Record)) string {
 		for _, k := range []string{"6.12", "6.1"} { // not in the order of pages
 			id := result.CellID{Scenario: "a-box", Impl: i, Kernel: k}
 			cell := result.Cell{CellID: id, Status: result.CellRan, Argv: []string{"/data/tree/bin/virtiofsd", "--shared-dir=/tmp/vfsmatrix-123/share", "--socket-path=/tmp/vfsmatrix-123/run/vhost.sock"}}
-			require.NoError(t, out.Cell(cell, []result.Observation{
-				{Step: "hello", Probe: "hello", Where: result.Guest, Facts: json.RawMessage(`{"release":"` + k + `"}`), T: 3.14159},
-				{Step: "proc", Probe: "proc", Where: result.Host, Facts: json.RawMessage(`{"launcher":{},"processes":[{"root":"/tmp/vfsmatrix-123/share","exe":"/data/tree/bin/virtiofsd","threads":[{"cap_bnd":18446744073709551615}]}],"serving":0}`), T: 4},
-			}))
+			seen := facts("share", "user:[1]")
 			evidence := []string{id.Dir() + "/observations.jsonl#proc"}
 			records := []result.Record{
 				{Claim: "box/user", CellID: id, Verdict: result.Pass, Expected: "absent", Observed: "absent", Because: "user namespace is the launcher's", Evidence: evidence},
 				{Claim: "box/root", CellID: id, Verdict: result.Pass, Expected: "holds", Observed: "holds", Because: "root is the share's", Evidence: evidence},
 			}
 			if i == "c" {
+				seen = facts("host", "user:[1]")
 				records[1].Verdict, records[1].Observed, records[1].Because, records[1].Known = result.Fail, "violated", "root is the host's", "it stays where it was"
 			}
-			for j := range records {
-				if change != nil {
-					change(&records[j])
-				}
+			if change != nil {
+				change(id, &seen, records)
 			}
+			require.NoError(t, out.Cell(cell, []result.Observation{
+				{Step: "hello", Probe: "hello", Where: result.Guest, Facts: json.RawMessage(`{"release":"` + k + `","kernel_log":["long"]}`), T: 3.14159},
+				{Step: "proc", Probe: "proc", Where: result.Host, Facts: seen, T: 4},
+			}))
 			require.NoError(t, out.Records(records))
 		}
 	}
@@ -172,9 +178,9 @@ func TestTableCountsAndListsSurprises(t *testing.T) {
 	assert.Contains(t, text, "known differences (2):\n  c: it stays where it was (box/root)")
 	assert.NotContains(t, text, "\x1b[")
 
-	text = table(t, read(t, w.store(t, func(r *result.Record) {
-		if r.Claim == "box/user" && r.Impl == "ours" {
-			r.Verdict, r.Observed, r.Because = result.Fail, "holds", "holds, though"
+	text = table(t, read(t, w.store(t, func(id result.CellID, _ *json.RawMessage, records []result.Record) {
+		if id.Impl == "ours" {
+			records[0].Verdict, records[0].Observed, records[0].Because = result.Fail, "holds", "holds, though"
 		}
 	})), true)
 	assert.Contains(t, text, "surprises (2):")
@@ -225,10 +231,16 @@ func TestDocsFollowTheEvidence(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, pages, again)
 
-	// Another outcome in the stored run is another page, and the check says which.
-	require.NoError(t, report.Adopt(w.store(t, func(r *result.Record) {
-		if r.Impl == "ours" && r.Kernel == "6.12" && r.Claim == "box/root" {
-			r.Verdict, r.Observed = result.Fail, "violated"
+	// The stored records do not count: they are judged anew, and the evidence can be adopted again.
+	require.NoError(t, report.Adopt(w.store(t, func(_ result.CellID, _ *json.RawMessage, records []result.Record) { records[0].Expected = "holds" }), w.root))
+	require.NoError(t, report.Check(w.root))
+	require.NoError(t, report.Adopt(filepath.Join(w.root, "docs/evidence"), w.root))
+	require.NoError(t, report.Check(w.root))
+
+	// Another outcome is another page, and the check says which.
+	require.NoError(t, report.Adopt(w.store(t, func(id result.CellID, seen *json.RawMessage, _ []result.Record) {
+		if id.Impl == "ours" && id.Kernel == "6.12" {
+			*seen = facts("host", "user:[1]")
 		}
 	}), w.root))
 	err = report.Check(w.root)
@@ -237,7 +249,9 @@ func TestDocsFollowTheEvidence(t *testing.T) {
 	assert.ErrorContains(t, err, "make fix-docs")
 
 	// A record that was judged against another expectation proves nothing.
-	require.NoError(t, report.Adopt(w.store(t, func(r *result.Record) { r.Expected = "refused" }), w.root))
+	text := strings.Replace(scenarioTOML, `outcome = "holds"`, "outcome = \"refused\"\nsays = \"no\"", 1)
+	text = strings.Replace(text, `outcome = "absent"`, `outcome = "holds"`, 1)
+	require.NoError(t, os.WriteFile(filepath.Join(w.root, "scenarios/a-box.toml"), []byte(text), 0o644))
 	pages, err = report.Docs(w.root)
 	require.NoError(t, err)
 	assert.NotContains(t, string(pages["docs/generated/scenarios/a-box.md"]), "results.jsonl")
@@ -259,7 +273,9 @@ func TestWriteRemovesWhatDoesNotBelong(t *testing.T) {
 
 func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
 	w := newWorld(t)
-	dir := w.store(t, nil)
+	dir := w.store(t, func(_ result.CellID, seen *json.RawMessage, _ []result.Record) {
+		*seen = facts("/root/secret/key (ext4), /mnt/disk/a and the guest's /mnt/share/b", "user:[1]")
+	})
 	require.NoError(t, report.Adopt(dir, w.root))
 	evidence := filepath.Join(w.root, "docs/evidence")
 	err := filepath.WalkDir(evidence, func(name string, d os.DirEntry, err error) error {
@@ -273,20 +289,19 @@ func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
 	})
 	require.NoError(t, err)
 	run := read(t, evidence)
+	assert.Equal(t, "box/root", run.Records[0].Claim)
+	assert.Contains(t, run.Records[0].Because, "{path} (ext4), {path} and the guest's /mnt/share/b")
 	assert.Equal(t, []string{"bin/virtiofsd", "--shared-dir={share}", "--socket-path={socket}"}, run.Cells[0].Argv)
 	obs := run.Observations[run.Cells[0].CellID]
-	require.Len(t, obs, 1, "what no record rests on is left out")
-	assert.Contains(t, string(obs[0].Facts), "18446744073709551615", "no bit of a capability set is lost")
+	require.Len(t, obs, 2)
+	assert.NotContains(t, string(obs[0].Facts), "long", "what no rule reads is left out")
+	assert.Contains(t, string(obs[1].Facts), "18446744073709551615", "no bit of a capability set is lost")
 	assert.Equal(t, "/usr/lib/qemu/virtiofsd", run.Impls[1].Path)
 }
 
 func TestAdoptRefuses(t *testing.T) {
 	w := newWorld(t)
-	dir := w.store(t, func(r *result.Record) { r.Because = "saw /root/secret/key" })
-	assert.ErrorContains(t, report.Adopt(dir, w.root), "/root/secret")
-	assert.NoDirExists(t, filepath.Join(w.root, "docs/evidence"))
-
-	dir = w.store(t, nil)
+	dir := w.store(t, nil)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "results.jsonl"), nil, 0o644))
 	assert.ErrorIs(t, report.Adopt(dir, w.root), result.ErrBroken)
 }

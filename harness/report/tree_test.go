@@ -18,6 +18,8 @@ import (
 	"github.com/yuin/goldmark/extension"
 	"github.com/yuin/goldmark/parser"
 	"github.com/yuin/goldmark/text"
+
+	"virtiofsd/harness/verdict"
 )
 
 const root = "../.."
@@ -65,6 +67,28 @@ func TestPromisesAreEnforced(t *testing.T) {
 	missing, err = (&specification{Promises: []promise{{Parts: []part{{Tests: []string{"harness/report.TestNobodyWrote"}}}}}}).missingTests(tree)
 	require.NoError(t, err)
 	assert.Len(t, missing, 1)
+}
+
+// TestEvidenceCanBeJudgedAgain: what adoption left out is nothing that the rules need.
+func TestEvidenceCanBeJudgedAgain(t *testing.T) {
+	b, err := load(root)
+	require.NoError(t, err)
+	if b.run == nil {
+		return // nothing is adopted: the pages say so
+	}
+	for _, c := range b.run.Cells {
+		s := b.scenario(c.Scenario)
+		if s == nil {
+			continue
+		}
+		for _, r := range verdict.JudgeCell(s, b.claims, b.known, c, b.run.Observations[c.CellID]) {
+			for _, e := range b.records[[3]string{r.Claim, r.Scenario, r.Impl}] {
+				if e.Kernel == r.Kernel && e.Expected == r.Expected {
+					assert.Equal(t, e.Verdict, r.Verdict, "%s in %s: %s; adopted: %s; remedy: bin/vfsmatrix docs --adopt docs/evidence", r.Claim, c.CellID, r.Because, e.Because)
+				}
+			}
+		}
+	}
 }
 
 // TestNoDeadLinks follows every link of every page: files must be there, and so must be headings and lines behind '#'.
