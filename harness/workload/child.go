@@ -12,6 +12,8 @@ func Child(name string, args []string, stdin io.Reader, stdout, stderr io.Writer
 		return childPosixTest(args, stdout)
 	case "create":
 		return childCreate(stdin, stdout, stderr)
+	case "differ":
+		return childDiffer(stdin, stdout, stderr)
 	}
 	fmt.Fprintf(stderr, "unknown child %q\n", name)
 	return 2

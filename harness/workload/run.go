@@ -109,6 +109,10 @@ func Run(e *Env, call string, raw json.RawMessage) (any, error) {
 		return with(raw, e.exec)
 	case guestproto.CallWalk:
 		return with(raw, e.walk)
+	case guestproto.CallDiffer:
+		return with(raw, e.differ)
+	case guestproto.CallFsx:
+		return with(raw, e.fsx)
 	case guestproto.CallMount:
 		return with(raw, func(a guestproto.MountArgs) (guestproto.Mount, error) { return e.Shares.Mount(a), nil })
 	case guestproto.CallUnmount:

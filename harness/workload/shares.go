@@ -68,6 +68,13 @@ func (s *Shares) Mount(a guestproto.MountArgs) guestproto.Mount {
 	return m
 }
 
+// Adopt has a directory, mounted by somebody else, count as a share.
+func (s *Shares) Adopt(m guestproto.Mount) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, m)
+}
+
 // Unmount unmounts a tag.
 func (s *Shares) Unmount(tag string) (guestproto.Mount, error) {
 	s.mu.Lock()

@@ -61,7 +61,7 @@ type Options struct {
 func Defaults() Options {
 	return Options{
 		FD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "prefer",
-		PosixACL: "never", SecurityLabel: "never", LogLevel: "info", RequestQueues: 64, PollMicros: 50,
+		KillprivV2: true, PosixACL: "never", SecurityLabel: "never", LogLevel: "info", RequestQueues: 64, PollMicros: 50,
 		MigrationMode: "find-paths", MigrationOnError: "abort",
 	}
 }

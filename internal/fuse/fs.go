@@ -55,7 +55,7 @@ type Thread interface {
 	Link(node, newParent uint64, newName Name, out *fuseabi.EntryOut) unix.Errno
 	Unlink(parent uint64, name Name) unix.Errno
 	Rmdir(parent uint64, name Name) unix.Errno
-	Rename(parent uint64, name Name, newParent uint64, newName Name, flags uint32) unix.Errno
+	Rename(c *Caller, parent uint64, name Name, newParent uint64, newName Name, flags uint32) unix.Errno
 
 	Open(in *fuseabi.OpenIn, out *fuseabi.OpenOut) unix.Errno
 	// Read moves file data into the guest's own segments; fewer bytes than there is room for mean the end of the file.

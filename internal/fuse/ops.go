@@ -274,7 +274,7 @@ func (w *Worker) rename(parent, newParent uint64, flags uint32) unix.Errno {
 	if e != 0 {
 		return e
 	}
-	return w.fs.Rename(parent, name, newParent, newName, flags)
+	return w.fs.Rename(&w.call, parent, name, newParent, newName, flags)
 }
 
 func (w *Worker) read(in *fuseabi.ReadIn) (int, unix.Errno) {

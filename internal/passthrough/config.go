@@ -66,7 +66,7 @@ type Config struct {
 	XattrMap      XattrMapper // nil: names are the same on both sides
 	PosixACL      bool        // access control lists; needs Xattr
 	SecurityLabel bool        // labels for what is created; needs Xattr
-	KillprivV2    bool        // we clear set-user-ID and set-group-ID bits on write and truncate
+	KillprivV2    bool        // we clear set-user-ID and set-group-ID bits whenever data changes, not the guest
 
 	AnnounceSubmounts bool
 	NoReaddirplus     bool

@@ -299,7 +299,7 @@ func (t *thread) keep(pfd int, name fuse.Name) {
 }
 
 // Rename implements fuse.Thread.
-func (t *thread) Rename(parent uint64, name fuse.Name, newParent uint64, newName fuse.Name, flags uint32) unix.Errno {
+func (t *thread) Rename(c *fuse.Caller, parent uint64, name fuse.Name, newParent uint64, newName fuse.Name, flags uint32) unix.Errno {
 	p, pfd, e := t.parent(parent)
 	if e != 0 {
 		return e
@@ -313,7 +313,14 @@ func (t *thread) Rename(parent uint64, name fuse.Name, newParent uint64, newName
 	if flags&unix.RENAME_EXCHANGE == 0 {
 		t.keep(qfd, newName)
 	}
-	if e := sys.Renameat2(pfd, name.Ptr(), qfd, newName.Ptr(), flags); e != 0 {
+	if flags&unix.RENAME_WHITEOUT != 0 { // the whiteout is made, and has an owner
+		if e := t.become(c); e != 0 {
+			return e
+		}
+	}
+	e = sys.Renameat2(pfd, name.Ptr(), qfd, newName.Ptr(), flags)
+	t.restore()
+	if e != 0 {
 		return e
 	}
 	t.renamed(q, qfd, newName)

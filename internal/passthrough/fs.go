@@ -165,8 +165,12 @@ func (fs *FS) Init(offered fuseabi.InitFlags) fuseabi.InitFlags {
 	if fs.cfg.SecurityLabel {
 		want |= fuseabi.SecurityCtx
 	}
-	if fs.cfg.KillprivV2 {
+	if fs.cfg.KillprivV2 && !fs.movesCapabilities() && offered&fuseabi.HandleKillprivV2 != 0 {
 		want |= fuseabi.HandleKillprivV2
+	} else {
+		// The guest's kernel clears set-id bits when it truncates by SETATTR, but not when OPEN is to truncate (fs/fuse/file.c,
+		// fuse_send_open): somebody else's set-user-ID program would keep its bit with new content.
+		want &^= fuseabi.AtomicOTrunc
 	}
 	if fs.cfg.AnnounceSubmounts {
 		want |= fuseabi.Submounts
@@ -186,6 +190,17 @@ func (fs *FS) Init(offered fuseabi.InitFlags) fuseabi.InitFlags {
 	got := want & offered
 	fs.flags.Store(uint64(got))
 	return got
+}
+
+// movesCapabilities reports whether the attribute map keeps security.capability by another name, which the host's kernel does
+// not remove when data changes: then that is the guest's to do.
+func (fs *FS) movesCapabilities() bool {
+	if fs.cfg.XattrMap == nil {
+		return false
+	}
+	const name = "security.capability"
+	host, e := fs.cfg.XattrMap.ToHost(nil, []byte(name))
+	return e == 0 && string(host) != name
 }
 
 func (fs *FS) has(f fuseabi.InitFlags) bool { return fuseabi.InitFlags(fs.flags.Load())&f != 0 }

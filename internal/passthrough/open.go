@@ -72,8 +72,8 @@ func (t *thread) open(n *inode, fd int, flags, openFlags uint32, out *fuseabi.Op
 	if t.fs.cfg.Readonly && (f&unix.O_ACCMODE != unix.O_RDONLY || f&unix.O_TRUNC != 0) {
 		return unix.EROFS
 	}
-	if f&unix.O_TRUNC != 0 && openFlags&fuseabi.OpenKillSuidGid != 0 && t.fs.has(fuseabi.HandleKillprivV2) {
-		if e := t.cred.DropFsetid(); e != 0 {
+	if f&unix.O_TRUNC != 0 && openFlags&fuseabi.OpenKillSuidGid != 0 {
+		if e := t.killPriv(fd); e != 0 {
 			return e
 		}
 		defer t.restore()
@@ -158,8 +158,8 @@ func (t *thread) Write(in *fuseabi.WriteIn, src []unix.Iovec) (int, unix.Errno) 
 	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuseabi.WriteCache == 0 {
 		flags = unix.RWF_APPEND
 	}
-	if in.WriteFlags&fuseabi.WriteKillSuidGid != 0 && t.fs.has(fuseabi.HandleKillprivV2) {
-		if e := t.cred.DropFsetid(); e != 0 {
+	if in.WriteFlags&fuseabi.WriteKillSuidGid != 0 { // with FOPEN_DIRECT_IO Linux says so whatever was negotiated
+		if e := t.killPriv(f.fd); e != 0 {
 			return 0, e
 		}
 		defer t.restore()
@@ -176,6 +176,18 @@ func (t *thread) Write(in *fuseabi.WriteIn, src []unix.Iovec) (int, unix.Errno) 
 		}
 	}
 	return int(done), 0
+}
+
+// killPriv has the host's kernel clear set-id bits of a file with the next change of its data, as for an ordinary user, until
+// restore. Few files have any: looking costs less than changing capabilities twice.
+func (t *thread) killPriv(fd int) unix.Errno {
+	if e := sys.FStatx(fd, unix.STATX_MODE, &t.st); e != 0 {
+		return e
+	}
+	if t.st.Mode&(unix.S_ISUID|unix.S_ISGID) == 0 {
+		return 0
+	}
+	return t.cred.DropFsetid()
 }
 
 // Flush implements fuse.Thread. Closing a duplicate lets a network file system report what it could not write.

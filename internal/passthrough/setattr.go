@@ -111,8 +111,8 @@ func (t *thread) truncate(n *inode, fd int, in *fuseabi.SetattrIn) unix.Errno {
 		defer sys.Close(w)
 		target = w
 	}
-	if in.Valid&fuseabi.FattrKillSuidGid != 0 && t.fs.has(fuseabi.HandleKillprivV2) {
-		if e := t.cred.DropFsetid(); e != 0 {
+	if in.Valid&fuseabi.FattrKillSuidGid != 0 {
+		if e := t.killPriv(target); e != 0 {
 			return e
 		}
 		defer t.restore()

@@ -31,6 +31,8 @@ func needs() map[string]need {
 		"userns":    {probeUserns, "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0)"},
 		"newuidmap": {probeTool("newuidmap"), "install the package uidmap"},
 		"bwrap":     {probeTool("bwrap"), "install the package bubblewrap"},
+		"fuse":      {probeOpen("/dev/fuse"), "load the module: modprobe fuse"},
+		"loop":      {probeOpen("/dev/loop-control"), "load the module: modprobe loop"},
 		"strace":    {probeTool("strace"), "install the package strace"},
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
@@ -91,6 +93,16 @@ func probeTool(name string) func() error {
 	return func() error {
 		_, err := exec.LookPath(name)
 		return err
+	}
+}
+
+func probeOpen(path string) func() error {
+	return func() error {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		return f.Close()
 	}
 }
 
