@@ -124,10 +124,17 @@ func (c *counts) paint(paint func(text.Color, string) string) string {
 // surprises lists what spoils the run; the same of several kernels is said once.
 func surprises(b *strings.Builder, run *result.Stored, paint func(text.Color, string) string) {
 	var bad []result.Record
+	whole := map[result.CellID]int{} // claims of a cell that broke as a whole: one line tells all of them
 	for _, r := range run.Records {
-		if r.Bad() {
-			bad = append(bad, r)
+		if !r.Bad() {
+			continue
 		}
+		if slices.ContainsFunc(run.Cells, func(c result.Cell) bool { return c.CellID == r.CellID && c.Status == result.CellBroken }) {
+			if whole[r.CellID]++; whole[r.CellID] > 1 {
+				continue
+			}
+		}
+		bad = append(bad, r)
 	}
 	if len(bad) == 0 {
 		if len(run.Records) > 0 {
@@ -141,7 +148,11 @@ func surprises(b *strings.Builder, run *result.Stored, paint func(text.Color, st
 		if g.first.Verdict == result.Error {
 			color = text.FgMagenta
 		}
-		fmt.Fprintf(b, "  %s %s, %s, %s on %s: %s\n", paint(color, string(g.first.Verdict)), g.first.Claim, g.first.Impl, g.first.Scenario,
+		what := g.first.Claim
+		if n := whole[g.first.CellID]; n > 0 {
+			what = fmt.Sprintf("the whole cell (%d claims)", n)
+		}
+		fmt.Fprintf(b, "  %s %s, %s, %s on %s: %s\n", paint(color, string(g.first.Verdict)), what, g.first.Impl, g.first.Scenario,
 			strings.Join(g.kernels, ", "), g.first.Because)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -307,6 +308,10 @@ func (c *cell) boot(ctx context.Context) bool {
 		if c.vm != nil {
 			c.vm.Kill()
 		}
+		if qemusFault(err, c.daemon.Exit()) {
+			c.broken("%v", err)
+			return false
+		}
 		c.refused(&launch.RefusedError{Exit: c.daemon.Exit(), Last: c.daemon.LastLine()})
 		return false
 	case <-time.After(time.Second):
@@ -328,6 +333,16 @@ func (c *cell) boot(ctx context.Context) bool {
 	}
 	return true
 }
+
+// qemusFault reports whether QEMU gave up by itself, for a reason that is not the share's: the daemon then ended in order, as it does when
+// its front-end leaves.
+func qemusFault(err error, daemon launch.Exit) bool {
+	var ge *qemu.GuestError
+	return errors.As(err, &ge) && ge.Reason == qemu.ReasonExited && ge.Console == "" && daemon.Status == 0 && !aboutShare.MatchString(ge.Detail)
+}
+
+// aboutShare are words of QEMU's messages about the share's device and its socket.
+var aboutShare = regexp.MustCompile(`(?i)vhost|virtio|chardev|connect|fs[0-9]`)
 
 func mounted(h *guestproto.Hello) bool { return len(h.Mounts) == 1 && h.Mounts[0].OK }
 
