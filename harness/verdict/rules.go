@@ -76,6 +76,11 @@ func broken(format string, args ...any) Finding {
 	return Finding{State: Broken, Saw: fmt.Sprintf(format, args...)}
 }
 
+// silent is what a rule finds where a probe gave facts without the list that is asked for: an empty list is [], not nothing.
+func silent(probe, what string) Finding {
+	return broken("the facts of %s say nothing of %s", probe, what)
+}
+
 func started(v *View, _ []string) Finding {
 	info, f := facts[guestproto.Info](v, guestproto.CallInfo)
 	if f != nil {
@@ -723,24 +728,33 @@ func cleanExit(v *View, _ []string) Finding {
 
 func leftProcesses(v *View, _ []string) Finding {
 	e, f := facts[probe.Exit](v, scenario.ProbeExit)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case e.Processes == nil:
+		return silent(scenario.ProbeExit, "processes")
 	}
 	return holdsIf(len(e.Processes) == 0, "%d processes left", len(e.Processes))
 }
 
 func leftMounts(v *View, _ []string) Finding {
 	e, f := facts[probe.Exit](v, scenario.ProbeExit)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case e.Mounts == nil:
+		return silent(scenario.ProbeExit, "mounts")
 	}
 	return none(e.Mounts, "no mount left")
 }
 
 func leftFiles(v *View, _ []string) Finding {
 	e, f := facts[probe.Exit](v, scenario.ProbeExit)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case e.Files == nil:
+		return silent(scenario.ProbeExit, "files")
 	}
 	var bad []string
 	for _, n := range e.Files {
@@ -751,16 +765,22 @@ func leftFiles(v *View, _ []string) Finding {
 
 func quietLog(v *View, _ []string) Finding {
 	l, f := facts[probe.Log](v, scenario.ProbeLog)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case l.Trouble == nil:
+		return silent(scenario.ProbeLog, "trouble")
 	}
 	return none(l.Trouble, "%d lines, none of a crash", len(l.Lines))
 }
 
 func guestKernel(v *View, _ []string) Finding {
 	i, f := facts[guestproto.Info](v, guestproto.CallInfo)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case i.KernelTrouble == nil:
+		return silent(guestproto.CallInfo, "the kernel's log")
 	}
 	return none(i.KernelTrouble, "no fault in the kernel log of Linux %s", i.Release)
 }
