@@ -232,6 +232,16 @@ func (s *Stored) readResults(fsys fs.FS) error {
 		s.End = nil
 		return fmt.Errorf("%w: the end record counts %d records and %d cells, there are %d and %d", ErrBroken, end.Records, end.Cells, len(s.Records), len(s.Cells))
 	}
+	count := map[Verdict]int{}
+	for _, r := range s.Records {
+		count[r.Verdict]++
+	}
+	for _, v := range []Verdict{Pass, Fail, Skip, Error} {
+		if end := s.End; end.Count[v] != count[v] {
+			s.End = nil
+			return fmt.Errorf("%w: the end record counts %d %s, there are %d", ErrBroken, end.Count[v], v, count[v])
+		}
+	}
 	return nil
 }
 

@@ -72,12 +72,11 @@ func (c *cell) play(ctx context.Context) {
 	if !c.admitted() {
 		return
 	}
+	defer c.clean()
 	if err := c.prepare(); err != nil {
 		c.broken("prepare the cell: %v", err)
 		return
 	}
-	defer os.RemoveAll(c.work) // sweep tries again, should this fail
-	defer c.lock.Close()
 	if !c.launch(ctx) {
 		return
 	}
@@ -134,11 +133,11 @@ func (c *cell) options() impl.Options {
 
 // prepare makes the work directory: share, sentinels, plants.
 func (c *cell) prepare() error {
-	work, lock, err := workDir(c.Work)
-	if err != nil {
+	var err error
+	if c.work, c.lock, err = workDir(c.Work); err != nil {
 		return err
 	}
-	c.work, c.lock = work, lock
+	work := c.work
 	c.share, c.outside, c.socket = filepath.Join(work, "share"), filepath.Join(work, "outside"), filepath.Join(work, "run", "vhost.sock")
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -185,6 +184,17 @@ func (c *cell) prepare() error {
 	}
 	c.mounts, err = probe.MountPoints(os.Getpid())
 	return err
+}
+
+// clean removes the work directory, where there is one.
+func (c *cell) clean() {
+	if c.lock == nil {
+		return
+	}
+	if err := remove(c.work); err != nil { // the next run's sweep tries again
+		c.Log.Warn("cannot remove a cell's work directory", "err", err)
+	}
+	c.lock.Close()
 }
 
 // user is whom the scenario's launcher is, nil for ourselves.

@@ -8,12 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/impl"
+	"virtiofsd/harness/probe"
 	"virtiofsd/harness/result"
 	"virtiofsd/harness/scenario"
 	vmimages "virtiofsd/vm-images"
@@ -207,6 +209,38 @@ func workDir(base string) (string, *os.File, error) {
 	return dir, f, nil
 }
 
+// remove unmounts what a daemon has left below a work directory, and removes the directory. As long as anything is mounted there nothing
+// is removed: it may be the host's own files.
+func remove(dir string) error {
+	below := func() ([]string, error) {
+		m, err := probe.CollectMounts(probe.Target{Serving: os.Getpid()})
+		if err != nil {
+			return nil, err
+		}
+		var points []string
+		for _, one := range m.Mounts {
+			if strings.HasPrefix(one.Point, dir+"/") {
+				points = append(points, one.Point)
+			}
+		}
+		return points, nil
+	}
+	points, err := below()
+	for _, p := range slices.Backward(points) {
+		_ = unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // what stays is seen below
+	}
+	if err == nil {
+		points, err = below()
+	}
+	if err == nil && len(points) > 0 {
+		err = fmt.Errorf("%s is still mounted", strings.Join(points, ", "))
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return os.RemoveAll(dir)
+}
+
 // sweep removes work directories whose run has died: nobody holds their lock.
 func sweep(base string, log *slog.Logger) {
 	dirs, _ := filepath.Glob(filepath.Join(base, workPrefix+"*")) // the pattern is sound
@@ -216,7 +250,7 @@ func sweep(base string, log *slog.Logger) {
 			continue
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			if err := os.RemoveAll(d); err != nil {
+			if err := remove(d); err != nil {
 				log.Warn("cannot remove what a killed run left", "dir", d, "err", err)
 			}
 		}
