@@ -135,7 +135,7 @@ func program(t *testing.T, body string) *impl.Impl {
 func runOne(t *testing.T, c Config, s scenario.Scenario, i *impl.Impl) (result.Cell, error) {
 	t.Helper()
 	s.ID, s.Kernels = "a-test", []string{"none"}
-	c.Scenarios, c.Impls, c.Kernels = []*scenario.Scenario{&s}, []*impl.Impl{i}, map[string]vmimages.Image{"none": {Kernel: "/none", Initrd: "/none"}}
+	c.Scenarios, c.Impls, c.Kernels = []*scenario.Scenario{&s}, []*impl.Impl{i}, map[string]vmimages.Image{"none": {Kernel: os.Args[0], Initrd: os.Args[0]}}
 	c.Dir, c.Work = filepath.Join(t.TempDir(), "run"), t.TempDir()
 	var err error
 	c.Writer, err = result.Create(c.Dir, result.Run{ID: "r"})
