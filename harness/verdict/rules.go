@@ -194,6 +194,8 @@ func oneMount(v *View, _ []string) Finding {
 	switch {
 	case f != nil:
 		return *f
+	case m.Mounts == nil:
+		return silent(scenario.ProbeMounts, "mounts")
 	case len(m.Mounts) == 0:
 		return holdsIf(false, "the root of the serving process is no mount of its own, and all mounts of its namespace lie outside of it")
 	}
@@ -211,8 +213,11 @@ func oneMount(v *View, _ []string) Finding {
 
 func mountOptions(v *View, of []string) Finding {
 	m, f := facts[probe.Mounts](v, scenario.ProbeMounts)
-	if f != nil {
+	switch {
+	case f != nil:
 		return *f
+	case m.Mounts == nil:
+		return silent(scenario.ProbeMounts, "mounts")
 	}
 	i := slices.IndexFunc(m.Mounts, func(e probe.Mount) bool { return e.Point == "/" })
 	if i < 0 {

@@ -122,7 +122,9 @@ func owner(uid, gid int) probe.Owners {
 	return probe.Owners{Entries: []probe.Owner{{Path: "plain/f", UID: uid, GID: gid, Mode: "0100644"}}}
 }
 
-func mounts(all ...probe.Mount) probe.Mounts { return probe.Mounts{Mounts: all} }
+func mounts(all ...probe.Mount) probe.Mounts {
+	return probe.Mounts{Mounts: append([]probe.Mount{}, all...)}
+}
 
 var root = probe.Mount{Point: "/", Root: "/srv", FSType: "ext4", Options: "rw,nosuid,nodev,relatime"}
 
@@ -176,13 +178,15 @@ func ruleCases() map[string][]ruleCase {
 		"one-mount": {
 			{"one", nil, obs{"mounts": mounts(root)}, h, "one mount"},
 			{"proc as well", nil, obs{"mounts": mounts(root, probe.Mount{Point: "/proc", FSType: "proc"})}, v, "/proc (proc)"},
-			{"none", nil, obs{"mounts": mounts()}, b, "is empty"},
+			{"none of its own", nil, obs{"mounts": mounts()}, v, "no mount of its own"},
+			{"nothing said", nil, obs{"mounts": probe.Mounts{}}, b, "say nothing of mounts"},
 		},
 		"mount-options": {
 			{"there", []string{"nosuid", "nodev"}, obs{"mounts": mounts(root)}, h, "nosuid,nodev"},
 			{"one missing", []string{"nosuid", "ro"}, obs{"mounts": mounts(root)}, v, "without ro"},
 			{"part of a word", []string{"suid"}, obs{"mounts": mounts(root)}, v, "without suid"},
-			{"no root", []string{"ro"}, obs{"mounts": mounts(probe.Mount{Point: "/proc"})}, b, "has no /"},
+			{"no root", []string{"ro"}, obs{"mounts": mounts(probe.Mount{Point: "/proc"})}, v, "no mount of its own"},
+			{"nothing said", []string{"ro"}, obs{"mounts": probe.Mounts{}}, b, "say nothing of mounts"},
 		},
 		"fds-inside": {
 			{"inside", nil, obs{"fds": probe.FDs{FDs: []probe.FD{{FD: 3, Kind: "dir", Leads: "share"}, {FD: 4, Kind: "eventfd"}}}}, h, "2 descriptors"},
@@ -206,7 +210,8 @@ func ruleCases() map[string][]ruleCase {
 		},
 		"caps-without": {
 			{"without", []string{"DAC_READ_SEARCH"}, obs{"proc": proc()}, h, "none of DAC_READ_SEARCH"},
-			{"in one thread's bounding set", []string{"DAC_READ_SEARCH"}, obs{"proc": proc(oneThread(func(t *probe.Thread) { t.CapBnd |= 1 << 2 }))}, v, "DAC_READ_SEARCH"},
+			{"in one thread's permitted set", []string{"DAC_READ_SEARCH"}, obs{"proc": proc(oneThread(func(t *probe.Thread) { t.CapPrm |= 1 << 2 }))}, v, "DAC_READ_SEARCH"},
+			{"the bounding set is another claim's", []string{"DAC_READ_SEARCH"}, obs{"proc": proc(oneThread(func(t *probe.Thread) { t.CapBnd |= 1 << 2 }))}, h, ""},
 			{"a word that is none", []string{"FLY"}, obs{"proc": proc()}, b, `"FLY"`},
 		},
 		"bounding-within": {

@@ -50,7 +50,7 @@ func TestDecisions(t *testing.T) {
 		{"started, though it has to refuse", ran, rootClaim, mustRefuse, "setgroups", holds, result.Fail, `has to refuse with "setgroups"`, ""},
 		{"nothing seen, holds expected", ran, rootClaim, mustHold, "", nil, result.Error, "no observation", ""},
 		{"nothing seen, absent expected", ran, rootClaim, absent, "", nil, result.Error, "no observation", ""},
-		{"facts say nothing", ran, rootClaim, absent, "", obs{"mounts": mounts()}, result.Error, "is empty", ""},
+		{"facts say nothing", ran, rootClaim, absent, "", obs{"mounts": probe.Mounts{}}, result.Error, "say nothing of mounts", ""},
 		{"no outcome", ran, rootClaim, "", "", holds, result.Error, "nothing that can be judged", ""},
 		{"no outcome, violated", ran, rootClaim, "", "", violated, result.Error, "nothing that can be judged", ""},
 		{"unknown outcome", ran, rootClaim, "perhaps", "", holds, result.Error, "nothing that can be judged", ""},
