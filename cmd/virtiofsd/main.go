@@ -1,5 +1,9 @@
+//go:debug containermaxprocs=0
+
 // Command virtiofsd shares a directory of the host with a virtual machine over virtio-fs: a vhost-user-fs back-end. All it does is in
 // the packages under internal; see internal/daemon for how they come together.
+//
+// containermaxprocs is off because the Go runtime would keep the files of its control group open inside the sandbox.
 package main
 
 import (

@@ -13,6 +13,8 @@ func defaultOf(f Flag) string {
 	switch f.Name {
 	case "sandbox":
 		return d.Sandbox
+	case "landlock":
+		return d.Landlock
 	case "seccomp":
 		return d.Seccomp
 	case "cache":
@@ -120,7 +122,8 @@ directory of the host to the guest until the front-end leaves.
 .PP
 What the sandbox would do with given options, and why, is shown by
 .BR \-\-print\-plan ,
-which does nothing and needs no privilege.
+which does nothing and needs no privilege. Which ways of sandboxing work for the caller on this host, and what the others lack, is shown by
+.BR \-\-check .
 .SH OPTIONS
 A value follows after '=' or as the next word.
 `)

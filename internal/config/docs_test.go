@@ -49,7 +49,7 @@ func TestDefaultsAreTheParsers(t *testing.T) {
 
 // TestEveryValueHasADefault: an option with an argument either has a default, or is one of those that have none.
 func TestEveryValueHasADefault(t *testing.T) {
-	none := []string{"shared-dir", "tag", "socket-path", "socket-group", "fd", "modcaps", "xattrmap", "translate-uid", "translate-gid"}
+	none := []string{"shared-dir", "tag", "socket-path", "socket-group", "fd", "modcaps", "xattrmap", "translate-uid", "translate-gid", "report-fd", "single-user"}
 	for _, f := range Flags() {
 		if f.Arg != "" && !f.Hidden && defaultOf(f) == "" {
 			assert.Contains(t, none, f.Name, "docs.go does not know the default of --%s", f.Name)

@@ -94,7 +94,9 @@ func Flags() []Flag {
 		{Name: "gid-map", Arg: ":IN:OUT:COUNT:", Group: "Sandbox", Help: "map group ids; may be repeated", set: ranges(func(o *Options) *idmap.Map { return &o.GIDMap })},
 		{Name: "no-fail-setgroups", Group: "Sandbox", Since: "this daemon", Help: "go on where supplementary groups cannot be dropped; only where one group id is mapped", set: on(func(o *Options) *bool { return &o.NoFailSetgroups })},
 		{Name: "seccomp", Arg: "ACTION", Group: "Sandbox", Help: "what happens on a system call that is not on the list: kill, log, trap; none installs no filter", set: word(func(o *Options) *string { return &o.Seccomp }, "none", "kill", "log", "trap")},
+		{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: have the kernel's Landlock refuse all files but those of the share; on fails where it cannot", set: word(func(o *Options) *string { return &o.Landlock }, "auto", "on", "off")},
 		{Name: "modcaps", Arg: "LIST", Group: "Sandbox", Help: "change the capabilities that are kept: +cap adds, -cap drops, joined by colons", set: text(func(o *Options) *string { return &o.ModCaps })},
+		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor that gets what the sandbox has reached, as read back from /proc, as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
 		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: the smaller of 1000000 and fs.nr_open", set: func(o *Options, v string) error {
 			n, err := strconv.ParseUint(v, 10, 31)
 			if err != nil {
@@ -127,9 +129,10 @@ func Flags() []Flag {
 		{Name: "killpriv-v2", Group: "File system", Help: "clear set-id bits on the host when data changes (default)", set: on(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then truncates by a second request when it opens a file", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "preserve-noatime", Group: "File system", Help: "honour O_NOATIME of guest programs", set: on(func(o *Options) *bool { return &o.PreserveNoatime })},
-		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: refer to files by handle instead of an open descriptor", set: word(func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")},
+		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system", set: word(func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")},
 		{Name: "translate-uid", Arg: "RULE", Group: "File system", Help: "translate user ids between guest and host in software; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateUID })},
 		{Name: "translate-gid", Arg: "RULE", Group: "File system", Help: "translate group ids; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateGID })},
+		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (left out: with the ids that the daemon has)", set: singleUser},
 		{Name: "flock", Group: "File system", Since: "this daemon", Help: "take flock locks on the host", set: on(func(o *Options) *bool { return &o.Flock })},
 		{Name: "posix-lock", Group: "File system", Since: "this daemon", Help: "take POSIX record locks on the host", set: on(func(o *Options) *bool { return &o.PosixLock })},
 		{Name: "migration-mode", Arg: "MODE", Group: "File system", Hidden: true, Help: "accepted: find-paths, file-handles", set: word(func(o *Options) *string { return &o.MigrationMode }, "find-paths", "file-handles")},
@@ -152,10 +155,25 @@ func Flags() []Flag {
 		{Name: "version", Short: "V", Group: "Print and exit", Help: "show the version", set: on(func(o *Options) *bool { return &o.Version })},
 		{Name: "print-capabilities", Group: "Print and exit", Help: "show what this back-end can do as JSON, as the vhost-user conventions ask", set: on(func(o *Options) *bool { return &o.PrintCapabilities })},
 		{Name: "print-plan", Group: "Print and exit", Since: "this daemon", Help: "show what the sandbox would do with these options, step by step and why", set: on(func(o *Options) *bool { return &o.PrintPlan })},
-		{Name: "json", Group: "Print and exit", Since: "this daemon", Help: "with --print-plan: as JSON", set: on(func(o *Options) *bool { return &o.JSON })},
+		{Name: "check", Group: "Print and exit", Since: "this daemon", Help: "show which ways of sandboxing work for this caller on this host, which one to use, and what the others lack", set: on(func(o *Options) *bool { return &o.Check })},
+		{Name: "json", Group: "Print and exit", Since: "this daemon", Help: "with --print-plan or --check: as JSON", set: on(func(o *Options) *bool { return &o.JSON })},
 
 		{Name: "option", Short: "o", Arg: "WORDS", Group: "File system", Hidden: true, Help: "options of the C virtiofsd, joined by commas", set: compat},
 	}
+}
+
+// singleUserCaller is the bare --single-user: show files with the ids that the daemon works as.
+const singleUserCaller = "caller"
+
+func singleUser(o *Options, v string) error {
+	if v != singleUserCaller {
+		var uid, gid uint32
+		if n, err := fmt.Sscanf(v+"\n", "%d:%d\n", &uid, &gid); err != nil || n != 2 {
+			return fmt.Errorf("is two ids of the guest such as 1000:1000, not %q", v)
+		}
+	}
+	o.SingleUser = v
+	return nil
 }
 
 func negotiate(dst func(*Options) *string) func(*Options, string) error {

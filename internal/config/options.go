@@ -18,7 +18,7 @@ const (
 // Options is a parsed command line.
 type Options struct {
 	// Actions that print and exit.
-	Help, Version, PrintCapabilities, PrintPlan, JSON bool
+	Help, Version, PrintCapabilities, PrintPlan, Check, JSON bool
 
 	SocketPath  string
 	SocketGroup string
@@ -28,6 +28,8 @@ type Options struct {
 
 	Sandbox         string
 	Seccomp         string
+	Landlock        string // auto, on, off
+	ReportFD        int    // gets what the sandbox reached as JSON, -1 for none
 	UIDMap, GIDMap  idmap.Map
 	NoFailSetgroups bool
 	ModCaps         string
@@ -44,6 +46,7 @@ type Options struct {
 	KillprivV2                                bool
 	InodeFileHandles                          string
 	TranslateUID, TranslateGID                []string
+	SingleUser                                string // "", or "caller", or UID:GID of the guest
 	Flock, PosixLock                          bool
 	MigrationMode, MigrationOnError           string
 	MigrationVerifyHandles, MigrationConfirms bool
@@ -60,7 +63,7 @@ type Options struct {
 // Defaults are the options of an empty command line.
 func Defaults() Options {
 	return Options{
-		FD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "prefer",
+		FD: -1, ReportFD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Landlock: "auto", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "never",
 		KillprivV2: true, PosixACL: "never", SecurityLabel: "never", LogLevel: "info", RequestQueues: 64, PollMicros: 50,
 		MigrationMode: "find-paths", MigrationOnError: "abort",
 	}

@@ -78,8 +78,14 @@ func (o Options) Validate() error {
 		return errors.New("--socket-path and --fd exclude each other: give one")
 	case o.SocketGroup != "" && o.SocketPath == "":
 		return errors.New("--socket-group needs --socket-path: a socket passed by --fd has its group already")
-	case o.JSON && !o.PrintPlan:
-		return errors.New("--json goes with --print-plan")
+	case o.JSON && !o.PrintPlan && !o.Check:
+		return errors.New("--json goes with --print-plan or --check")
+	case o.ReportFD >= 0 && o.ReportFD == o.FD:
+		return errors.New("--report-fd and --fd name the same descriptor: pass two")
+	case o.SingleUser != "" && len(o.TranslateUID)+len(o.TranslateGID) > 0:
+		return errors.New("--single-user is a translation of ids itself: leave out --translate-uid and --translate-gid, or say all in their rules")
+	case o.SingleUser != "" && o.PosixACL != "never":
+		return errors.New("--single-user and --posix-acl exclude each other: access control lists hold ids, which are not translated inside them")
 	case (len(o.UIDMap) > 0 || len(o.GIDMap) > 0) && o.Sandbox != SandboxNamespace:
 		return fmt.Errorf("--uid-map and --gid-map need --sandbox=namespace, not %s: the map belongs to a user namespace that the daemon makes; a caller who sets the sandbox up maps ids himself (unshare --map-users, newuidmap)", o.Sandbox)
 	}
@@ -94,6 +100,24 @@ func (o Options) Validate() error {
 		}
 	}
 	return nil
+}
+
+// SingleUserRules are the rules of --translate-uid and --translate-gid that --single-user stands for. uid and gid are what the
+// daemon works as, in its user namespace.
+func (o Options) SingleUserRules(uid, gid uint32) (uids, gids []string) {
+	guestUID, guestGID := uid, gid
+	if o.SingleUser != singleUserCaller {
+		_, _ = fmt.Sscanf(o.SingleUser, "%d:%d", &guestUID, &guestGID) // parsed before
+	}
+	rules := func(own, guest uint32) []string {
+		// All ids but the last, which means "none" to the kernel.
+		r := []string{fmt.Sprintf("squash-guest:0:%d:%d", own, uint32(1<<32-2))}
+		if own != guest {
+			r = append(r, fmt.Sprintf("host:%d:%d:1", own, guest))
+		}
+		return r
+	}
+	return rules(uid, guestUID), rules(gid, guestGID)
 }
 
 // Usage is the text of --help.

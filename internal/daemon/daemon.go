@@ -33,8 +33,11 @@ const (
 // Main is the daemon: it runs the command line and returns the exit status. It must be called from the main goroutine, locked to its
 // thread, before anything else has opened a descriptor.
 func Main(args []string, stdout, stderr io.Writer) int {
-	if sandbox.IsChild() {
+	switch isChild, isProbe := sandbox.Stage(); {
+	case isChild:
 		return child()
+	case isProbe:
+		return exitOK
 	}
 	fail := func(status int, err error) int {
 		fmt.Fprintf(stderr, "[%s ERROR virtiofsd] %v\n", time.Now().UTC().Format("2006-01-02T15:04:05Z"), err)
@@ -54,14 +57,19 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "virtiofsd %s (%s)\n", config.Version, runtime.Version())
 		return exitOK
 	}
-	if o.PrintPlan && o.FD < 0 && o.SocketPath == "" {
-		o.FD = 0 // a plan needs no socket
+	if o.PrintPlan || o.Check { // they need no socket, and a check no directory either
+		if o.FD < 0 && o.SocketPath == "" {
+			o.FD = 0
+		}
+		if o.Check && o.SharedDir == "" {
+			o.SharedDir = "/"
+		}
 	}
 	if err := o.Validate(); err != nil {
 		return fail(exitUsage, err)
 	}
-	if !o.PrintPlan {
-		closeStray(o.FD)
+	if !o.PrintPlan && !o.Check {
+		closeStray(o.FD, o.ReportFD)
 	}
 	if err := run(o, stdout); err != nil {
 		var status statusError
@@ -91,16 +99,19 @@ func run(o config.Options, stdout io.Writer) error {
 	if o.SharedDir, err = filepath.EvalSymlinks(dir); err != nil {
 		return fmt.Errorf("shared directory: %w", err)
 	}
-	facts, err := sandbox.Gather()
+	facts, err := sandbox.Gather(o.Check || len(o.UIDMap)+len(o.GIDMap) > 0)
 	if err != nil {
 		return err
+	}
+	if o.Check {
+		return show(sandbox.Check(o, facts), o.JSON, stdout)
 	}
 	plan, err := sandbox.Make(o, facts)
 	if err != nil {
 		return err
 	}
 	if o.PrintPlan {
-		return printPlan(plan, o.JSON, stdout)
+		return show(plan, o.JSON, stdout)
 	}
 	if _, err := fsConfig(o, 0, nil); err != nil {
 		return err
@@ -131,18 +142,10 @@ func run(o config.Options, stdout io.Writer) error {
 		defer os.Remove(o.SocketPath)
 	}
 	defer listener.Close()
-	limit, err := raiseNofile(o, log)
-	if err != nil {
+	if _, err := raiseNofile(o, log); err != nil {
 		return err
 	}
-	if plan.Child() {
-		return parent(ctx, o, plan, listener, log)
-	}
-	in, err := sandbox.Enter(&plan, log)
-	if err != nil {
-		return err
-	}
-	return serve(ctx, o, in, limit, listener, log, func() {})
+	return parent(ctx, o, plan, listener, log)
 }
 
 // clean takes the path, which the message has already, out of a file system error.
@@ -168,14 +171,22 @@ func parent(ctx context.Context, o config.Options, plan sandbox.Plan, l *vhostus
 	if err != nil {
 		return err
 	}
-	if err := c.Ready(); err != nil {
+	state, err := c.Ready()
+	if err != nil {
 		c.Kill()
 		return err
 	}
+	if o.ReportFD >= 0 {
+		if err := writeReport(o.ReportFD, state); err != nil {
+			c.Kill()
+			return err
+		}
+	}
 	l.Close() // only the child accepts: a second front-end is refused once it stops listening
-	if err := sandbox.Shed(plan.Bounding); err != nil {
+	if err := sandbox.Shed(toRemove(o.SocketPath), plan.Bounding); err != nil {
 		log.Warn("cannot give up the parent's privileges", "err", err)
 	}
+	c.Serve()
 	go func() {
 		<-ctx.Done()
 		c.Stop()
@@ -198,7 +209,7 @@ func hint(s syscall.Signal) string {
 	return "see the kernel's log"
 }
 
-// child is the process that serves, inside new namespaces.
+// child is the process that serves.
 func child() int {
 	in, ctx, err := sandbox.Receive(1)
 	if err != nil {
@@ -206,6 +217,9 @@ func child() int {
 		return exitError
 	}
 	o := in.Options
+	if !in.Plan.Handles {
+		o.InodeFileHandles = "never" // they cannot be opened, and the filter knows it
+	}
 	// Signals come by way of the parent; sent here directly they have the same effect, which the init process of a pid namespace
 	// has to ask for.
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
@@ -221,14 +235,18 @@ func child() int {
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 			return err
 		}
-		entered, err := sandbox.Enter(&in.Plan, log)
+		entered, err := sandbox.Enter(&in.Order, log)
 		if err != nil {
 			return err
 		}
-		return serve(ctx, o, entered, limit.Cur, listener, log, func() { in.Report(nil) })
+		return serve(ctx, o, entered, limit.Cur, listener, log, func() {
+			log.Info(entered.State.String())
+			in.Report(&entered.State, nil)
+			in.Wait(ctx)
+		})
 	}()
 	if err != nil {
-		if !in.Report(err) {
+		if !in.Report(nil, err) {
 			log.Error(err.Error())
 		}
 		return exitError
@@ -241,6 +259,9 @@ func serve(ctx context.Context, o config.Options, in *sandbox.Entered, limit uin
 	// A queue's leader that polls keeps a processor of Go's busy: there have to be more of them than can poll at once, or whoever
 	// wakes up finds none. The kernel shares the real processors out.
 	runtime.GOMAXPROCS(max(8, 2*runtime.NumCPU()))
+	if o.SingleUser != "" {
+		o.TranslateUID, o.TranslateGID = o.SingleUserRules(uint32(os.Geteuid()), uint32(os.Getegid()))
+	}
 	cfg, err := fsConfig(o, limit, log)
 	if err != nil {
 		return err

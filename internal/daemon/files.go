@@ -1,26 +1,31 @@
 package daemon
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/config"
+	"virtiofsd/internal/sandbox"
 )
 
-// closeStray closes every descriptor above standard error but keep: what a launcher forgot to close is a way out of the sandbox. It runs
+// closeStray closes every descriptor above standard error but those to keep: what a launcher forgot to close is a way out of the sandbox. It runs
 // before we open any; those that are there already and ours are the runtime's poller, which leads nowhere.
-func closeStray(keep int) {
+func closeStray(keep ...int) {
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return // without /proc there is no sandbox either: Gather says so
 	}
 	for _, n := range names {
 		fd, err := strconv.Atoi(n.Name())
-		if err != nil || fd < 3 || fd == keep {
+		if err != nil || fd < 3 || slices.Contains(keep, fd) {
 			continue
 		}
 		to, err := os.Readlink("/proc/self/fd/" + n.Name())
@@ -70,6 +75,33 @@ func (p *pidFile) remove() {
 		os.Remove(p.path)
 		p.f.Close()
 	}
+}
+
+// toRemove are the capabilities that removing socket and pid file will take: none, where the folder is the caller's own or everybody's.
+func toRemove(socket string) sandbox.Caps {
+	if socket == "" {
+		return 0
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Dir(socket), &st); err != nil {
+		return 0
+	}
+	if own := int(st.Uid) == os.Geteuid() && st.Mode&0o300 == 0o300; own || st.Mode&0o003 == 0o003 {
+		return 0
+	}
+	return sandbox.Of(sandbox.DacOverride)
+}
+
+// writeReport writes what the sandbox reached to a descriptor, and closes it.
+func writeReport(fd int, s *sandbox.State) error {
+	f := os.NewFile(uintptr(fd), "report")
+	if f == nil {
+		return fmt.Errorf("--report-fd=%d: the descriptor is not open; open it for writing", fd)
+	}
+	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Close()); err != nil {
+		return fmt.Errorf("--report-fd=%d: %w; open it for writing", fd, clean(err))
+	}
+	return nil
 }
 
 // raiseNofile sets the limit of open files: what was asked for, or else the smaller of a million and fs.nr_open, as far as allowed.

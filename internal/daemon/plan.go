@@ -8,17 +8,17 @@ import (
 
 	"virtiofsd/internal/config"
 	"virtiofsd/internal/passthrough"
-	"virtiofsd/internal/sandbox"
 )
 
-func printPlan(p sandbox.Plan, asJSON bool, w io.Writer) error {
+// show prints for people or for programs.
+func show(v fmt.Stringer, asJSON bool, w io.Writer) error {
 	if !asJSON {
-		_, err := fmt.Fprint(w, p)
+		_, err := io.WriteString(w, v.String())
 		return err
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	return e.Encode(p)
+	return e.Encode(v)
 }
 
 // fsConfig is what the options say about the file system. limit is how many files may be open.

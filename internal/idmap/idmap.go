@@ -139,3 +139,25 @@ func (m Map) Missing(own uint32, subs []Sub) (Range, bool) {
 	}
 	return Range{}, false
 }
+
+// Last is the last id of the range outside. The range is not empty.
+func (r Range) Last() uint32 { return r.Outside + (r.Count - 1) }
+
+// HasOutside reports whether an id of the parent namespace is mapped.
+func (m Map) HasOutside(outside uint32) bool {
+	_, ok := m.Inside(outside)
+	return ok
+}
+
+// Unmapped returns the first range whose outside ids are not all mapped in outer, the map of the namespace that they belong to: the kernel
+// takes a range only where one range of the parent holds all of it (kernel/user_namespace.c, map_id_range_down).
+func (m Map) Unmapped(outer Map) (Range, bool) {
+	for _, r := range m {
+		if !slices.ContainsFunc(outer, func(o Range) bool {
+			return r.Outside >= o.Inside && uint64(r.Outside)+uint64(r.Count) <= uint64(o.Inside)+uint64(o.Count)
+		}) {
+			return r, true
+		}
+	}
+	return Range{}, false
+}

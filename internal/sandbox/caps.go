@@ -7,16 +7,24 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// String is the set as a list of names without their common prefix.
+// String is the set as a list of names without their common prefix, or what it lacks of all where that is shorter.
 func (s Caps) String() string {
-	if s == 0 {
-		return "none"
-	}
-	var names []string
+	var names, lacks []string
 	for c := range cap.MaxBits() {
+		name := strings.TrimPrefix(c.String(), "cap_")
 		if s.Has(Cap(c)) {
-			names = append(names, strings.TrimPrefix(c.String(), "cap_"))
+			names = append(names, name)
+		} else {
+			lacks = append(lacks, name)
 		}
+	}
+	switch {
+	case len(names) == 0:
+		return "none"
+	case len(lacks) == 0:
+		return "all"
+	case len(lacks) < 6:
+		return "all but " + strings.Join(lacks, ",")
 	}
 	return strings.Join(names, ",")
 }

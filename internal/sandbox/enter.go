@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -17,9 +17,12 @@ import (
 
 // Entered is what a process inside its sandbox holds on to.
 type Entered struct {
-	Root   int      // O_PATH descriptor of the share
-	SelfFD int      // O_PATH descriptor of our own /proc/self/fd
-	task   *os.File // our own /proc/self/task
+	Root   int   // O_PATH descriptor of the share
+	SelfFD int   // O_PATH descriptor of our own /proc/self/fd
+	State  State // as read back from /proc
+
+	self  *os.File          // our own /proc/self, until the end of Enter
+	outer map[string]string // namespaces of the parent
 }
 
 // StepError says which step of a plan failed.
@@ -40,25 +43,38 @@ func remedy(op Op, err error) string {
 	case op == OpStart && errors.Is(err, unix.EPERM):
 		return "; new namespaces are not allowed here: run in a user namespace with capabilities, or use --sandbox=chroot or none"
 	case op == OpStart && errors.Is(err, unix.ENOSPC):
-		return "; the limit of namespaces is reached: see /proc/sys/user/max_user_namespaces"
+		return "; the limit of namespaces is reached: see /proc/sys/user/"
+	case op == OpStart && errors.Is(err, unix.EACCES):
+		return "; the daemon starts its own executable a second time: let its user read and execute it"
+	case op == OpMapSelf, op == OpMapTools:
+		return "; see --uid-map and --gid-map"
 	case op == OpProc && errors.Is(err, unix.EPERM):
-		return "; the container masks /proc: use --sandbox=pivot_root, chroot or none"
-	case op == OpAttach && errors.Is(err, unix.EACCES), op == OpShare && errors.Is(err, unix.EACCES):
-		return "; the mapped user may not enter the directory: map its owner, or open its mode"
+		return "; the caller's sandbox forbids mounts: use --sandbox=chroot or none without CAP_SYS_ADMIN"
+	case op == OpAttach && errors.Is(err, unix.EACCES), op == OpShare && errors.Is(err, unix.EACCES), op == OpChroot && errors.Is(err, unix.EACCES):
+		return "; the user that the daemon works as may not enter the directory: map its owner, or open its mode"
 	case op == OpPivot && errors.Is(err, unix.EINVAL):
 		return "; the current root is an initramfs: use --sandbox=chroot"
 	case op == OpGroups && errors.Is(err, unix.EPERM):
 		return "; allow setgroups in the user namespace, or give --no-fail-setgroups where one group id is mapped"
+	case op == OpLandlock:
+		return "; use --landlock=off, knowing what that gives up"
 	case op == OpSeccomp:
 		return "; the kernel or the container forbids filters: use --seccomp=none, knowing what that gives up"
 	}
 	return ""
 }
 
-// Enter executes the steps of p in this process: all but those of the parent. The process must be the one that will serve; threads it
-// has, and gets, are inside afterwards.
-func Enter(p *Plan, log *slog.Logger) (*Entered, error) {
+// Enter executes the steps of a plan in this process: all but those of the parent. The process must be the one that will serve; threads it
+// has, and gets, are inside afterwards. A process in which Enter failed must end: it is half inside.
+func Enter(o *Order, log *slog.Logger) (*Entered, error) {
+	p := &o.Plan
 	e := &Entered{Root: -1, SelfFD: -1}
+	self, err := os.Open("/proc/self")
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: look at ourselves: %w; the daemon needs /proc", err)
+	}
+	defer self.Close()
+	e.self, e.outer = self, o.Outer
 	for _, s := range p.Steps {
 		do, ok := actions[s.Op]
 		if !ok {
@@ -73,26 +89,18 @@ func Enter(p *Plan, log *slog.Logger) (*Entered, error) {
 }
 
 var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
-	OpBecomeRoot: func(_ *Entered, p *Plan, _ *slog.Logger) error {
-		if p.GIDMap.Has(0) {
-			if err := cap.SetGroups(0); err != nil && !errors.Is(err, unix.EPERM) {
-				return err
-			}
-			if err := all(unix.SYS_SETRESGID, 0, 0, 0); err != nil {
-				return fmt.Errorf("setresgid: %w", err)
-			}
-		}
-		if p.UIDMap.Has(0) {
-			if err := all(unix.SYS_SETRESUID, 0, 0, 0); err != nil {
-				return fmt.Errorf("setresuid: %w", err)
-			}
-		}
-		return nil
-	},
+	OpBecomeRoot: func(_ *Entered, p *Plan, _ *slog.Logger) error { return becomeRoot(p) },
 	OpPrivate: func(*Entered, *Plan, *slog.Logger) error {
 		return unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	},
-	OpProc:   func(e *Entered, p *Plan, log *slog.Logger) error { return e.openProc(p, log) },
+	OpProc: func(e *Entered, p *Plan, _ *slog.Logger) (err error) {
+		e.SelfFD, err = procView(p.NewNamespace("mount"))
+		return err
+	},
+	OpProcPlain: func(e *Entered, _ *Plan, _ *slog.Logger) (err error) {
+		e.SelfFD, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	},
 	OpAttach: func(_ *Entered, p *Plan, _ *slog.Logger) error { return attach(p) },
 	OpPivot:  func(_ *Entered, p *Plan, _ *slog.Logger) error { return pivot(p) },
 	OpChroot: func(_ *Entered, p *Plan, _ *slog.Logger) error {
@@ -105,6 +113,9 @@ var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
 		dir := "/"
 		if !p.Has(OpPivot) && !p.Has(OpChroot) {
 			dir = p.SharedDir
+			if err := unix.Chdir(dir); err != nil { // a working directory is a way out, too
+				return err
+			}
 		}
 		e.Root, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
@@ -116,26 +127,21 @@ var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
 		}
 		return nil
 	},
-	OpBounding: func(_ *Entered, p *Plan, _ *slog.Logger) error {
-		var drop []cap.Value
-		for c := range cap.MaxBits() {
-			if !p.Keep.Has(Cap(c)) {
-				drop = append(drop, c)
-			}
-		}
-		return cap.DropBound(drop...)
+	OpBounding: func(_ *Entered, p *Plan, _ *slog.Logger) error { return dropBounding(p.Keep) },
+	OpCaps:     func(_ *Entered, p *Plan, _ *slog.Logger) error { return keepCaps(p.Keep) },
+	OpNotDumpable: func(*Entered, *Plan, *slog.Logger) error {
+		return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	},
-	OpCaps:        func(_ *Entered, p *Plan, _ *slog.Logger) error { return keepCaps(p.Keep) },
-	OpNotDumpable: func(*Entered, *Plan, *slog.Logger) error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) },
-	OpNoNewPrivs: func(*Entered, *Plan, *slog.Logger) error {
-		_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
-		return errnoErr(errno)
+	OpNoNewPrivs: func(*Entered, *Plan, *slog.Logger) error { return noNewPrivs() },
+	OpLandlock:   func(e *Entered, p *Plan, _ *slog.Logger) error { return e.landlock(p.Readonly) },
+	OpSeccomp: func(_ *Entered, p *Plan, _ *slog.Logger) error {
+		return seccomp.Install(seccomp.Config{Action: p.Seccomp, Handles: p.Handles, PID: os.Getpid()})
 	},
-	OpSeccomp: func(e *Entered, p *Plan, _ *slog.Logger) error {
-		if err := seccomp.Install(p.Seccomp); err != nil {
+	OpVerify: func(e *Entered, p *Plan, _ *slog.Logger) (err error) {
+		if e.State, err = e.read(); err != nil {
 			return err
 		}
-		return seccomp.Verify(e.task)
+		return e.check(p)
 	},
 }
 
@@ -152,13 +158,42 @@ func errnoErr(e unix.Errno) error {
 	return nil
 }
 
+func noNewPrivs() error {
+	_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	return errnoErr(errno)
+}
+
+// becomeRoot takes id 0, group first: afterwards the ids that the caller had are no more.
+func becomeRoot(p *Plan) error {
+	if p.GIDMap.Has(0) {
+		if err := all(unix.SYS_SETRESGID, 0, 0, 0); err != nil {
+			return fmt.Errorf("setresgid: %w", err)
+		}
+	}
+	if p.UIDMap.Has(0) {
+		if err := all(unix.SYS_SETRESUID, 0, 0, 0); err != nil {
+			return fmt.Errorf("setresuid: %w", err)
+		}
+	}
+	return nil
+}
+
 // dropGroups drops supplementary groups on all threads. Having none already is as good as having dropped them.
 func dropGroups() error {
 	if g, err := unix.Getgroups(); err == nil && len(g) == 0 {
 		return nil
 	}
-	_, _, errno := psx.Syscall3(unix.SYS_SETGROUPS, 0, 0, 0)
-	return errnoErr(errno)
+	return all(unix.SYS_SETGROUPS, 0, 0, 0)
+}
+
+func dropBounding(keep Caps) error {
+	var drop []cap.Value
+	for c := range cap.MaxBits() {
+		if !keep.Has(Cap(c)) {
+			drop = append(drop, c)
+		}
+	}
+	return cap.DropBound(drop...)
 }
 
 // keepCaps reduces effective and permitted capabilities of all threads to those of keep that are there, and clears the others.
@@ -181,47 +216,39 @@ func keepCaps(keep Caps) error {
 	return want.SetProc()
 }
 
-// openProc opens our own /proc/self/fd and task. In a new pid namespace it is a proc file system of its own, mounted nowhere, so that no
-// ".." leads from it to the host's; otherwise the host's.
-func (e *Entered) openProc(p *Plan, log *slog.Logger) error {
-	dir := unix.AT_FDCWD
-	prefix := "/proc/"
-	if slices.Contains(p.Namespaces, "pid") {
-		fd, err := mountProc()
+// procView makes a mount of our own /proc/self/fd that is attached nowhere: it is its own root, so ".." stays inside. That takes a mount
+// namespace in which we may mount. Where this process has none of its own (private), one thread makes one and dies; threads share
+// descriptors.
+func procView(private bool) (fd int, err error) {
+	clone := func() {
+		fd, err = unix.OpenTree(unix.AT_FDCWD, "/proc/self/fd", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
-			return err
+			err = fmt.Errorf("copy the mount of /proc/self/fd: %w", err)
 		}
-		defer unix.Close(fd)
-		dir, prefix = fd, ""
 	}
-	var err error
-	if e.SelfFD, err = unix.Openat(dir, prefix+"self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open %sself/fd: %w", prefix, err)
+	if private {
+		clone()
+		return fd, err
 	}
-	task, err := unix.Openat(dir, prefix+"self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %sself/task: %w", prefix, err)
+	tid := make(chan int, 1)
+	go func() {
+		defer func() { tid <- unix.Gettid() }()
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		if err = unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			err = fmt.Errorf("make a mount namespace: %w", err)
+			return
+		}
+		clone()
+	}()
+	// Until the kernel has torn its mount namespace down, the thread is there, with all the rights that it had.
+	gone := fmt.Sprintf("/proc/self/task/%d", <-tid)
+	for range 1000 {
+		if unix.Access(gone, unix.F_OK) != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
-	e.task = os.NewFile(uintptr(task), "self/task")
-	return nil
-}
-
-// mountProc returns a mount of proc that is attached nowhere.
-func mountProc() (int, error) {
-	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("fsopen proc: %w", err)
-	}
-	defer unix.Close(fs)
-	_ = unix.FsconfigSetString(fs, "subset", "pid") // Linux 5.8; without it more of proc is seen, through nothing we open
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, fmt.Errorf("create a proc file system: %w", err)
-	}
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("mount a proc file system: %w", err)
-	}
-	return fd, nil
+	return fd, err
 }
 
 // attach makes the share a mount of its own, submounts included, and puts it where pivot will find it.
@@ -266,26 +293,16 @@ func pivot(p *Plan) error {
 	return unix.Chdir("/")
 }
 
-// Shed gives up the supplementary groups, where the kernel lets us, and every capability of this process, and sets
-// no_new_privs: what the parent does once its child serves.
-func Shed(bounding bool) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+// Shed gives up the supplementary groups, where the kernel lets us, and the capabilities of this process but keep, and sets
+// no_new_privs: what the parent does before its child serves.
+func Shed(keep Caps, bounding bool) error {
 	if err := dropGroups(); err != nil && !errors.Is(err, unix.EPERM) {
 		return err
 	}
 	if bounding {
-		var every []cap.Value
-		for c := range cap.MaxBits() {
-			every = append(every, c)
-		}
-		if err := cap.DropBound(every...); err != nil && !errors.Is(err, unix.EPERM) {
+		if err := dropBounding(keep); err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
 	}
-	if err := keepCaps(0); err != nil {
-		return err
-	}
-	_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
-	return errnoErr(errno)
+	return errors.Join(keepCaps(keep), noNewPrivs())
 }

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,11 +9,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/idmap"
+	"virtiofsd/internal/sys"
 )
 
 // Facts are what a plan depends on: who runs the daemon, and what this host lets him do.
@@ -33,6 +34,8 @@ type Facts struct {
 	SetgroupsDenied bool      `json:"setgroups_denied"`
 
 	NoNewPrivs bool `json:"no_new_privs"`
+	Seccomp    bool `json:"seccomp"`  // the kernel has system call filters
+	Landlock   int  `json:"landlock"` // version of Landlock's interface, 0 for none
 
 	Newuidmap string      `json:"newuidmap"` // path, "" where there is none
 	Newgidmap string      `json:"newgidmap"`
@@ -43,8 +46,9 @@ type Facts struct {
 	UserNamespaces string `json:"user_namespaces"`
 }
 
-// Gather reads the facts of the calling process. What it cannot read counts as absent.
-func Gather() (Facts, error) {
+// Gather reads the facts of the calling process. What it cannot read counts as absent. Whether user namespaces can be made is tried, which
+// takes some milliseconds, where the caller has to make one: without CAP_SYS_ADMIN, or if maps says that ids are to be mapped.
+func Gather(maps bool) (Facts, error) {
 	f := Facts{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
 	groups, err := os.Getgroups()
 	if err != nil {
@@ -69,7 +73,10 @@ func Gather() (Facts, error) {
 	f.Newgidmap, _ = exec.LookPath("newgidmap")
 	f.SubUID = subIDs("/etc/subuid", f.UID)
 	f.SubGID = subIDs("/etc/subgid", f.UID)
-	f.UserNamespaces = f.userNamespaces()
+	f.Landlock = sys.LandlockABI()
+	if maps || !f.Has(SysAdmin) {
+		f.UserNamespaces = f.userNamespaces()
+	}
 	return f, nil
 }
 
@@ -90,20 +97,36 @@ func (f *Facts) readStatus() error {
 			f.Bounding = Caps(n)
 		case "NoNewPrivs":
 			f.NoNewPrivs = value == "1"
+		case "Seccomp":
+			f.Seccomp = true
 		}
 	}
 	return nil
 }
 
+// userNamespaces tries to make a user namespace: sysctls, security modules, a container's filter and a chroot may all forbid it, and
+// only a try shows it. What a sysctl explains is said by its name.
 func (f *Facts) userNamespaces() string {
-	if readNumber("/proc/sys/user/max_user_namespaces", 1) == 0 {
+	c := exec.Command("/proc/self/exe")
+	c.Env = []string{StageEnv + "=" + stageProbe}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
+	err := c.Run()
+	switch {
+	case err == nil:
+	case readNumber("/proc/sys/user/max_user_namespaces", 1) == 0:
 		return "sysctl user.max_user_namespaces is 0"
-	}
-	if f.UID != 0 && readNumber("/proc/sys/kernel/unprivileged_userns_clone", 1) == 0 {
+	case !f.Has(SysAdmin) && readNumber("/proc/sys/kernel/unprivileged_userns_clone", 1) == 0:
 		return "sysctl kernel.unprivileged_userns_clone is 0"
+	case errors.Is(err, unix.ENOSPC):
+		return "the limit of user namespaces is reached (sysctl user.max_user_namespaces)"
+	case errors.Is(err, unix.EPERM):
+		return "the kernel, a container's filter, a chroot or a security module forbids it: operation not permitted"
+	default:
+		return "making one fails: " + clean(err).Error()
 	}
-	if f.UID != 0 && readNumber("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", 0) == 1 {
-		return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1"
+	// Ubuntu's AppArmor lets everybody make one, but takes all capabilities in it away.
+	if !f.Has(SysAdmin) && readNumber("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", 0) == 1 {
+		return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1: write an AppArmor profile that allows userns for the daemon"
 	}
 	return ""
 }
@@ -120,19 +143,23 @@ func readNumber(path string, otherwise uint64) uint64 {
 	return n
 }
 
-func readMap(path string) (m idmap.Map, err error) {
-	f, err := os.Open(path)
+func readMap(path string) (idmap.Map, error) {
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return idmap.Map{{Inside: 0, Outside: 0, Count: 1<<32 - 1}}, nil // a kernel without user namespaces
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the id map: %w", err)
 	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
+	return parseMap(b)
+}
+
+// parseMap reads the format of /proc/PID/uid_map (user_namespaces(7)).
+func parseMap(b []byte) (m idmap.Map, err error) {
+	for line := range strings.Lines(string(b)) {
 		var r idmap.Range
-		if _, err := fmt.Sscan(s.Text(), &r.Inside, &r.Outside, &r.Count); err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
+		if _, err := fmt.Sscan(line, &r.Inside, &r.Outside, &r.Count); err != nil {
+			return nil, fmt.Errorf("read the id map's line %q: %w", line, err)
 		}
 		m = append(m, r)
 	}
@@ -158,6 +185,9 @@ func subIDs(path string, uid uint32) (subs []idmap.Sub) {
 
 // Has reports whether a capability is effective.
 func (f *Facts) Has(c Cap) bool { return f.Effective.Has(c) }
+
+// Initial reports whether we are in the initial user namespace, as far as its map tells: it maps every id.
+func (f *Facts) Initial() bool { return f.UIDMap.Ids() == 1<<32-1 }
 
 // MapIsSingle reports whether exactly one group id is mapped in our user namespace.
 func (f *Facts) MapIsSingle() bool { return f.GIDMap.Ids() == 1 }

@@ -20,8 +20,14 @@ import (
 	"virtiofsd/internal/idmap"
 )
 
-// StageEnv marks the child's environment. Its descriptors are those of Order and what follows them.
+// StageEnv is the environment variable by which this program, started by itself, knows what it is.
 const StageEnv = "VIRTIOFSD_STAGE"
+
+// What a process that this program started can be.
+const (
+	stageChild = "child" // the one that serves
+	stageProbe = "probe" // ends at once: that it could be started is all that was asked
+)
 
 const (
 	orderFD  = 3 // the parent's order comes here; its end is the parent's end
@@ -29,15 +35,23 @@ const (
 	firstFD  = 5 // files handed on
 )
 
+// What the parent may say after its order, a word a line.
+const (
+	wordServe = "serve"
+	wordStop  = "stop"
+)
+
 // Order is what the parent tells its child.
 type Order struct {
 	Plan    Plan           `json:"plan"`
 	Options config.Options `json:"options"`
+	// Outer are the parent's namespaces, by kind; Start fills it in.
+	Outer map[string]string `json:"outer"`
 }
 
 // report is what the child tells its parent, once.
 type report struct {
-	Ready bool   `json:"ready"`
+	State *State `json:"state,omitempty"` // it is ready
 	Error string `json:"error,omitempty"`
 }
 
@@ -57,6 +71,12 @@ var cloneFlags = map[string]uintptr{
 // called from a goroutine locked to a thread that lives as long as the child is to: the child is killed when that thread ends.
 func Start(o Order, files ...*os.File) (*Child, error) {
 	p := &o.Plan
+	self, err := os.Open("/proc/self")
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: look at ourselves: %w; the daemon needs /proc", err)
+	}
+	o.Outer = namespaces(self)
+	self.Close()
 	start := p.Steps[slices.IndexFunc(p.Steps, func(s Step) bool { return s.Op == OpStart })]
 	orderR, orderW, err := os.Pipe()
 	if err != nil {
@@ -71,14 +91,14 @@ func Start(o Order, files ...*os.File) (*Child, error) {
 
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"virtiofsd"}
-	cmd.Env = append(os.Environ(), StageEnv+"=child")
+	cmd.Env = append(os.Environ(), StageEnv+"="+stageChild)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
 	cmd.ExtraFiles = append([]*os.File{orderR, reportW}, files...)
 	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	for _, n := range p.Namespaces {
 		attr.Cloneflags |= cloneFlags[n]
 	}
-	if slices.Contains(p.Namespaces, "user") {
+	if p.NewNamespace("user") {
 		if p.Has(OpMapSelf) {
 			attr.UidMappings, attr.GidMappings = sysMap(p.UIDMap), sysMap(p.GIDMap)
 			attr.GidMappingsEnableSetgroups = p.Setgroups
@@ -149,19 +169,19 @@ func firstLine(b []byte) string {
 	return string(b)
 }
 
-// Ready waits until the child is inside its sandbox and listens, or says why not.
-func (c *Child) Ready() error {
+// Ready waits until the child is inside its sandbox and listens, and returns what that is like, or says why not.
+func (c *Child) Ready() (*State, error) {
 	var r report
 	if err := json.NewDecoder(c.report).Decode(&r); err != nil {
 		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("sandbox: the serving process ended before it was ready: %s", c.state())
+			return nil, fmt.Errorf("sandbox: the serving process ended before it was ready: %s", c.state())
 		}
-		return fmt.Errorf("sandbox: the serving process's report: %w", err)
+		return nil, fmt.Errorf("sandbox: the serving process's report: %w", err)
 	}
-	if r.Error != "" {
-		return errors.New(r.Error)
+	if r.Error != "" || r.State == nil {
+		return nil, errors.New(r.Error)
 	}
-	return nil
+	return r.State, nil
 }
 
 func (c *Child) state() string {
@@ -171,8 +191,11 @@ func (c *Child) state() string {
 	return "exit status 0"
 }
 
+// Serve lets the child accept a front-end, now that this process has given up its privileges.
+func (c *Child) Serve() { _, _ = c.order.WriteString(wordServe + "\n") }
+
 // Stop asks the child to finish what is under way and to end. It needs no right to signal it.
-func (c *Child) Stop() { _, _ = c.order.WriteString("stop\n") }
+func (c *Child) Stop() { _, _ = c.order.WriteString(wordStop + "\n") }
 
 // Kill ends the child at once and reaps it.
 func (c *Child) Kill() {
@@ -210,13 +233,14 @@ type Inside struct {
 	Files  []*os.File
 	report *os.File
 	once   sync.Once
+	serve  chan struct{}
 }
 
-// IsChild reports whether this process was started by Start, and takes the mark off the environment.
-func IsChild() bool {
-	is := os.Getenv(StageEnv) == "child"
+// Stage says what this process is to this program, and takes the mark off the environment.
+func Stage() (child, probe bool) {
+	is := os.Getenv(StageEnv)
 	os.Unsetenv(StageEnv)
-	return is
+	return is == stageChild, is == stageProbe
 }
 
 // Receive waits for the parent's order. files is how many descriptors were handed on. The returned context ends when the parent asks
@@ -225,7 +249,7 @@ func Receive(files int) (*Inside, context.Context, error) {
 	for fd := orderFD; fd < firstFD+files; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	in := &Inside{report: os.NewFile(reportFD, "report")}
+	in := &Inside{report: os.NewFile(reportFD, "report"), serve: make(chan struct{})}
 	order := bufio.NewReader(os.NewFile(orderFD, "order"))
 	line, err := order.ReadBytes('\n')
 	if err == nil {
@@ -239,22 +263,34 @@ func Receive(files int) (*Inside, context.Context, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		if _, err := order.ReadString('\n'); err != nil {
-			unix.Exit(137) // the parent was killed: so are we
-		}
-		cancel()
-		if _, err := order.ReadString('\n'); err != nil {
-			unix.Exit(137)
+		for {
+			word, err := order.ReadString('\n')
+			switch {
+			case err != nil:
+				unix.Exit(137) // the parent was killed: so are we
+			case word == wordServe+"\n":
+				close(in.serve)
+			case word == wordStop+"\n":
+				cancel()
+			}
 		}
 	}()
 	return in, ctx, nil
 }
 
-// Report tells the parent, once, that we are ready, or why not. It returns false where it has done so before.
-func (in *Inside) Report(err error) (told bool) {
+// Wait waits until the parent lets this process serve, or ctx ends.
+func (in *Inside) Wait(ctx context.Context) {
+	select {
+	case <-in.serve:
+	case <-ctx.Done():
+	}
+}
+
+// Report tells the parent, once, that we are ready and in which state, or why not. It returns false where it has done so before.
+func (in *Inside) Report(s *State, err error) (told bool) {
 	in.once.Do(func() {
 		told = true
-		r := report{Ready: err == nil}
+		r := report{State: s}
 		if err != nil {
 			r.Error = err.Error()
 		}

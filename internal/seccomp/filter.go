@@ -1,11 +1,8 @@
 package seccomp
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"runtime"
-	"strings"
 
 	bpf "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -18,18 +15,18 @@ func Supported() bool {
 	return err == nil
 }
 
-// Policy makes the filter's policy for the running architecture. action is kill, log or trap.
-func Policy(action string) (bpf.Policy, error) {
+// Policy makes the filter's policy for the running architecture.
+func Policy(c Config) (bpf.Policy, error) {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return bpf.Policy{}, fmt.Errorf("seccomp: no table of system calls for %s; use --seccomp=none, knowing what that gives up", runtime.GOARCH)
 	}
-	return policyFor(action, info)
+	return policyFor(c, info)
 }
 
-func policyFor(action string, info *arch.Info) (bpf.Policy, error) {
+func policyFor(c Config, info *arch.Info) (bpf.Policy, error) {
 	p := bpf.Policy{}
-	switch action {
+	switch c.Action {
 	case "kill":
 		p.DefaultAction = bpf.ActionKillProcess
 	case "log":
@@ -37,27 +34,20 @@ func policyFor(action string, info *arch.Info) (bpf.Policy, error) {
 	case "trap":
 		p.DefaultAction = bpf.ActionTrap
 	default:
-		return p, fmt.Errorf("seccomp: unknown action %q", action)
+		return p, fmt.Errorf("seccomp: unknown action %q", c.Action)
 	}
 	g := bpf.SyscallGroup{Action: bpf.ActionAllow}
-	for _, r := range Rules() {
+	for _, r := range Rules(c) {
 		for _, name := range r.Calls {
 			if _, ok := info.SyscallNames[name]; !ok {
 				continue // another architecture's, as epoll_wait on arm64
 			}
-			if len(r.Values) == 0 {
+			if len(r.Values)+len(r.And) == 0 {
 				g.Names = append(g.Names, name)
 				continue
 			}
-			for _, v := range r.Values {
-				op := bpf.Equal
-				if r.Mask {
-					op = bpf.BitsSet
-				}
-				g.NamesWithCondtions = append(g.NamesWithCondtions, bpf.NameWithConditions{
-					Name:       name,
-					Conditions: []bpf.Condition{{Argument: r.Arg, Operation: op, Value: v}},
-				})
+			for _, c := range r.alternatives() {
+				g.NamesWithCondtions = append(g.NamesWithCondtions, bpf.NameWithConditions{Name: name, Conditions: c})
 			}
 		}
 	}
@@ -66,9 +56,10 @@ func policyFor(action string, info *arch.Info) (bpf.Policy, error) {
 	return p, nil
 }
 
-// Install puts the filter on all threads of this process and checks that each has it. no_new_privs must be set before.
-func Install(action string) error {
-	p, err := Policy(action)
+// Install puts the filter on all threads of this process. no_new_privs must be set before. A thread that did not take it is left to the
+// caller to find, as the library does not tell (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC).
+func Install(c Config) error {
+	p, err := Policy(c)
 	if err != nil {
 		return err
 	}
@@ -81,30 +72,13 @@ func Install(action string) error {
 	return nil
 }
 
-// Verify checks that every thread is under a filter. task is an open /proc/self/task, which stays the caller's: the check works
-// after the root directory was changed too.
-func Verify(task *os.File) error {
-	if _, err := task.Seek(0, 0); err != nil {
-		return fmt.Errorf("seccomp: list threads: %w", err)
+// alternatives are the sets of conditions one of which has to hold.
+func (r Rule) alternatives() (all []bpf.ArgumentConditions) {
+	for _, v := range r.Values {
+		all = append(all, append(bpf.ArgumentConditions{{Argument: r.Arg, Operation: bpf.Equal, Value: v}}, r.And...))
 	}
-	names, err := task.Readdirnames(-1)
-	if err != nil {
-		return fmt.Errorf("seccomp: list threads: %w", err)
+	if len(r.Values) == 0 {
+		all = append(all, r.And)
 	}
-	for _, tid := range names {
-		fd, err := unix.Openat(int(task.Fd()), tid+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) {
-			continue // it has ended
-		}
-		if err != nil {
-			return fmt.Errorf("seccomp: look at thread %s: %w", tid, err)
-		}
-		b := make([]byte, 4096)
-		n, err := unix.Read(fd, b)
-		unix.Close(fd)
-		if err == nil && !strings.Contains(string(b[:max(n, 0)]), "\nSeccomp:\t2\n") {
-			return fmt.Errorf("seccomp: thread %s is without the filter", tid)
-		}
-	}
-	return nil
+	return all
 }

@@ -1,35 +1,62 @@
 package seccomp
 
-import "golang.org/x/sys/unix"
+import (
+	bpf "github.com/elastic/go-seccomp-bpf"
+	"golang.org/x/sys/unix"
+)
 
-// Rule allows system calls. A call without Args is allowed whatever its arguments are.
+// Rule allows system calls. A rule without Values and And allows them whatever their arguments are.
 type Rule struct {
 	Reason string
 	Calls  []string
-	// Args, if not empty, are values of one argument that alone are allowed.
+	// Values, if there are any, are those of argument Arg that alone are allowed.
 	Arg    uint32
 	Values []uint64
-	// Mask makes Values the bits that must all be set.
-	Mask bool
+	// And are further conditions, all of which have to hold.
+	And []bpf.Condition
 }
 
-// threadFlags are those of pthread_create as the Go runtime uses it (runtime/os_linux.go, cloneFlags).
+// Config is what the list depends on.
+type Config struct {
+	Action  string // kill, log or trap: what happens to a call that is not on the list
+	Handles bool   // files are opened by export handle
+	PID     int    // our own process: the only one that may be signalled, or whose limits may be read
+}
+
+// threadFlags are those with which the Go runtime starts a thread (runtime/os_linux.go, cloneFlags).
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
 
+// namespaceFlags are all that make a namespace.
+const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+
+// noExec is a condition that memory, whose protection is the third argument, cannot be executed: code cannot be brought in.
+var noExec = []bpf.Condition{{Argument: 2, Operation: bpf.BitsNotSet, Value: unix.PROT_EXEC}}
+
 // Rules is the allow-list.
-func Rules() []Rule {
-	return []Rule{
-		{Reason: "Go runtime: memory", Calls: []string{"mmap", "munmap", "madvise", "mprotect", "mincore", "brk"}},
-		{Reason: "Go runtime: threads may start, processes and namespaces may not", Calls: []string{"clone"}, Arg: 0, Values: []uint64{threadFlags}, Mask: true},
-		{Reason: "Go runtime: threads", Calls: []string{"futex", "sched_yield", "sched_getaffinity", "set_robust_list", "rseq", "gettid", "getpid", "exit", "exit_group", "arch_prctl"}},
-		{Reason: "Go runtime: signals, preemption among them", Calls: []string{"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "tgkill", "restart_syscall"}},
+func Rules(c Config) []Rule {
+	self := []uint64{uint64(c.PID)}
+	rules := []Rule{
+		{Reason: "Go runtime: memory", Calls: []string{"munmap", "madvise", "mincore", "brk"}},
+		{Reason: "Go runtime, guest memory: map and protect, but nothing that could be executed", Calls: []string{"mmap", "mprotect"}, And: noExec},
+		{
+			Reason: "Go runtime: threads may start, processes and namespaces may not", Calls: []string{"clone"},
+			And: []bpf.Condition{{Argument: 0, Operation: bpf.BitsSet, Value: threadFlags}, {Argument: 0, Operation: bpf.BitsNotSet, Value: namespaceFlags}},
+		},
+		{Reason: "Go runtime: threads", Calls: []string{"futex", "sched_yield", "sched_getaffinity", "set_robust_list", "rseq", "gettid", "getpid", "exit", "exit_group"}},
+		{Reason: "Go runtime: signals, preemption among them", Calls: []string{"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall"}},
+		{Reason: "Go runtime: preemption signals a thread of ours, and no other process", Calls: []string{"tgkill"}, Arg: 0, Values: self},
 		{Reason: "Go runtime: time", Calls: []string{"nanosleep", "clock_nanosleep", "clock_gettime", "gettimeofday", "timer_create", "timer_settime", "timer_delete"}},
-		{Reason: "Go runtime: names memory it maps", Calls: []string{"prctl"}, Arg: 0, Values: []uint64{unix.PR_SET_VMA, unix.PR_SET_NAME, unix.PR_GET_DUMPABLE, unix.PR_CAPBSET_READ}},
+		{Reason: "Go runtime: names memory it maps; credentials: reads whether it is dumpable, and the bounding set", Calls: []string{"prctl"}, Arg: 0, Values: []uint64{unix.PR_SET_VMA, unix.PR_SET_NAME, unix.PR_GET_DUMPABLE, unix.PR_CAPBSET_READ}},
 		{Reason: "Go runtime: network poller", Calls: []string{"epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "eventfd2", "pipe2"}},
-		{Reason: "Go runtime: random numbers and limits", Calls: []string{"getrandom", "getrlimit", "prlimit64", "uname"}},
+		{Reason: "Go runtime: random numbers and names", Calls: []string{"getrandom", "getrlimit", "uname"}},
+		{Reason: "limit of open files: ours, not another process's", Calls: []string{"prlimit64"}, Arg: 0, Values: append([]uint64{0}, self...)},
 
 		{Reason: "front-end: its socket, descriptors in its messages, the log's socket", Calls: []string{"read", "write", "recvmsg", "sendmsg", "recvfrom", "sendto", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "close", "ppoll", "poll"}},
-		{Reason: "descriptors: duplicate, close-on-exec, locks", Calls: []string{"fcntl", "dup", "dup3", "fstat", "newfstatat", "fstatfs"}},
+		{Reason: "descriptors: duplicate, and look at", Calls: []string{"dup", "dup3", "fstat", "newfstatat", "fstatfs"}},
+		{
+			Reason: "descriptors: duplicate, close-on-exec, flags, record locks; but no signal to a process on input (F_SETOWN), no lease, no pipe size", Calls: []string{"fcntl"}, Arg: 1,
+			Values: []uint64{unix.F_DUPFD, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_GETLK, unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_GETLK, unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_GET_SEALS},
+		},
 
 		{Reason: "files: look up, open, attributes", Calls: []string{"statx", "openat", "openat2", "readlinkat", "faccessat2", "utimensat", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchownat", "ftruncate"}},
 		{Reason: "files: make, link, rename, remove", Calls: []string{"mkdirat", "mknodat", "symlinkat", "linkat", "unlinkat", "renameat", "renameat2"}},
@@ -37,8 +64,11 @@ func Rules() []Rule {
 		{Reason: "files: directories", Calls: []string{"getdents64"}},
 		{Reason: "files: locks", Calls: []string{"flock"}},
 		{Reason: "files: extended attributes, of nodes that cannot be opened by way of a working directory per thread", Calls: []string{"fgetxattr", "flistxattr", "fsetxattr", "fremovexattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "setxattr", "lsetxattr", "removexattr", "lremovexattr", "fchdir"}},
-		{Reason: "files: export handles", Calls: []string{"name_to_handle_at", "open_by_handle_at"}},
 		{Reason: "files: a working directory and umask per thread, no namespace", Calls: []string{"unshare"}, Arg: 0, Values: []uint64{unix.CLONE_FS}},
 		{Reason: "credentials: a worker creates as the guest's caller", Calls: []string{"setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "getgroups", "geteuid", "getegid", "getuid", "getgid", "getresuid", "getresgid", "capget", "capset", "umask"}},
 	}
+	if c.Handles {
+		rules = append(rules, Rule{Reason: "files: export handles (--inode-file-handles)", Calls: []string{"name_to_handle_at", "open_by_handle_at"}})
+	}
+	return rules
 }
