@@ -32,7 +32,7 @@ func Rules() map[string]Named {
 		"one-mount":        {oneMount, "the serving process's mount namespace holds the share and nothing else", ""},
 		"mount-options":    {mountOptions, "the share's mount has the options", "mount options"},
 		"fds-inside":       {fdsInside, "no descriptor of the serving process leads out of the share", ""},
-		"groups-dropped":   {groupsDropped, "no thread of any process has a supplementary group", ""},
+		"groups-dropped":   {groupsDropped, "no thread of these processes has a supplementary group", "serving, for the serving process, or others"},
 		"caps-within":      {capsWithin, "effective, permitted, inheritable and ambient capabilities of every thread of the serving process are within the list", "capabilities"},
 		"caps-without":     {capsWithout, "no thread of the serving process has one of the capabilities as effective, permitted, inheritable or ambient", "capabilities"},
 		"bounding-within":  {boundingWithin, "the bounding set of every thread of the serving process is within the list", "capabilities"},
@@ -300,12 +300,12 @@ func threads(v *View, good string, bad func(probe.Thread) string) Finding {
 	return none(out, "%s in each of %d threads", good, n)
 }
 
-func groupsDropped(v *View, _ []string) Finding {
+func groupsDropped(v *View, of []string) Finding {
 	p, _, f := serving(v)
 	if f != nil {
 		return *f
 	}
-	bad, n := eachThread(p, func(int) bool { return true }, func(t probe.Thread) string {
+	bad, n := eachThread(p, func(i int) bool { return (i == p.Serving) == slices.Contains(of, "serving") }, func(t probe.Thread) string {
 		if len(t.Groups) == 0 {
 			return ""
 		}

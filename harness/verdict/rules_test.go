@@ -196,9 +196,11 @@ func ruleCases() map[string][]ruleCase {
 			{"none", nil, obs{"fds": probe.FDs{}}, b, "no descriptor"},
 		},
 		"groups-dropped": {
-			{"none", nil, obs{"proc": proc()}, h, "no supplementary group in 3 threads"},
-			{"one thread", nil, obs{"proc": proc(oneThread(groups))}, v, "1 of 2 threads of the serving process have the groups [4 1000]"},
-			{"the parent", nil, obs{"proc": proc(func(p *probe.Proc) { groups(&p.Processes[0].Threads[0]) })}, v, "process that does not serve has the groups"},
+			{"none", []string{"serving"}, obs{"proc": proc()}, h, "no supplementary group in 2 threads"},
+			{"none in the parent", []string{"others"}, obs{"proc": proc(oneThread(groups))}, h, "no supplementary group in 1 threads"},
+			{"one thread", []string{"serving"}, obs{"proc": proc(oneThread(groups))}, v, "1 of 2 threads of the serving process have the groups [4 1000]"},
+			{"the parent is another claim's", []string{"serving"}, obs{"proc": proc(func(p *probe.Proc) { groups(&p.Processes[0].Threads[0]) })}, h, ""},
+			{"the parent", []string{"others"}, obs{"proc": proc(func(p *probe.Proc) { groups(&p.Processes[0].Threads[0]) })}, v, "process that does not serve has the groups"},
 		},
 		"caps-within": {
 			{"eight", files, obs{"proc": proc()}, h, "CHOWN, DAC_OVERRIDE"},

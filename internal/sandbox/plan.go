@@ -119,12 +119,11 @@ func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
 		p.mounts()
 		return p.groups(o, f)
 	}
-	if f.UserNamespaces != "" {
-		why := "an unprivileged caller needs a user namespace"
-		if f.Has(SysAdmin) {
-			why = "--uid-map and --gid-map need a user namespace"
-		}
-		return fmt.Errorf("sandbox namespace: %s, and none can be made: %s; allow it, run as root, or choose --sandbox=none", why, f.UserNamespaces)
+	switch {
+	case f.UserNamespaces != "" && f.Has(SysAdmin):
+		return fmt.Errorf("sandbox namespace: --uid-map and --gid-map need a user namespace, and none can be made: %s; allow it, or leave the maps out", f.UserNamespaces)
+	case f.UserNamespaces != "":
+		return fmt.Errorf("sandbox namespace: an unprivileged caller needs a user namespace, and none can be made: %s; allow it, run as root, or choose --sandbox=none", f.UserNamespaces)
 	}
 	p.Namespaces = append([]string{"user"}, kinds...)
 	p.UIDMap, p.GIDMap = o.UIDMap, o.GIDMap
