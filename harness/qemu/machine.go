@@ -9,18 +9,22 @@ import (
 // Reset resets the machine as its reset button would, with the guest's kernel in whatever state it is. The agent starts anew: wait
 // for its next hello with [VM.Hello]. The daemons' connections stay; QEMU stops and restarts the rings.
 func (vm *VM) Reset(ctx context.Context) error {
-	// -no-reboot turns every reset into an exit; allow this one.
-	if err := vm.qmp.Execute(ctx, "set-action", map[string]any{"reboot": "reset"}, nil); err != nil {
+	// -no-reboot turns every reset into an exit. They are allowed until the next hello, as the firmware adds one of its own to ours.
+	if err := vm.onReboot(ctx, "reset"); err != nil {
 		return err
 	}
+	vm.resetting.Store(true)
 	mark := vm.qmp.Mark()
 	if err := vm.qmp.Execute(ctx, "system_reset", nil, nil); err != nil {
 		return err
 	}
-	if _, err := vm.qmp.WaitEvent(ctx, mark, "RESET", nil); err != nil {
-		return err
-	}
-	return vm.qmp.Execute(ctx, "set-action", map[string]any{"reboot": "shutdown"}, nil)
+	_, err := vm.qmp.WaitEvent(ctx, mark, "RESET", nil)
+	return err
+}
+
+// onReboot says what QEMU does when the machine is to be reset: "reset", or "shutdown", which is to exit.
+func (vm *VM) onReboot(ctx context.Context, action string) error {
+	return vm.qmp.Execute(ctx, "set-action", map[string]any{"reboot": action}, nil)
 }
 
 // Unplug takes the share with index i of Config.Shares out of the running guest, and waits until the guest has let it go. The

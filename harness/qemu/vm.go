@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,6 +51,8 @@ type VM struct {
 	exited chan struct{} // closed when QEMU was reaped
 	done   chan struct{} // closed at the guest's "done"
 	mute   chan struct{} // closed when the port's reader ended
+
+	resetting atomic.Bool // between Reset and the next hello
 
 	call sync.Mutex // one call at a time
 
@@ -339,6 +342,11 @@ func (vm *VM) Hello(ctx context.Context) (*guestproto.Hello, time.Duration, erro
 	case h := <-vm.hellos:
 		if h.err != nil {
 			return nil, h.after, h.err
+		}
+		if vm.resetting.CompareAndSwap(true, false) {
+			if err := vm.onReboot(ctx, "shutdown"); err != nil {
+				return nil, h.after, err
+			}
 		}
 		return &h.facts, h.after, nil
 	case <-vm.exited:
