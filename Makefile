@@ -3,6 +3,7 @@
 GO        ?= go
 MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
+PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
 DESTDIR   ?=
 PREFIX    ?= /usr/local
 
@@ -10,7 +11,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images matrix matrix-full hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs fuzz-smoke fuzz run-fuzz clean
+.PHONY: help setup build images matrix matrix-full hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ matrix-full: images ## the same with every daemon that is known, the Rust ones t
 hostile: setup build ## break the rules of guest and front-end against each daemon, and print what became of it
 	bin/vfsmatrix hostile --impl ours,c,rust
 
+prove-defences: setup build ## take each defence out of the source, one by one, and see its tests fail (minutes)
+	bin/vfsmatrix prove $(PROVE)
+
 bench: setup build ## measure the daemons in turns and print their ratios
 	bin/vfsmatrix bench --impl ours,c,rust
 
@@ -47,6 +51,9 @@ run-fuzz:
 		echo "== $$p $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) $$p; done; done
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
+
+test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, reset, a second machine
+	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InQEMU ./harness/qemu
 
 unit: build
 	MATRIX_MUST=$(MUST) $(GO) test -race ./...

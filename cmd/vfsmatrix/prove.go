@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"virtiofsd/harness/mutate"
+)
+
+func (a *app) prove() *cobra.Command {
+	var only string
+	cmd := &cobra.Command{
+		Use: "prove", Short: "Take each defence out of the daemon's source and see its tests fail", Args: cobra.NoArgs,
+		Long: `Take each defence of ` + mutate.Dir + `/*.toml out of the source, one at a time and without touching the tree, and run
+its tests, which must fail. Where one does not, the exit status is 1. It takes the go command and some ten seconds a defence.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter, err := pattern(only)
+			if err != nil {
+				return err
+			}
+			root, err := a.tree()
+			if err != nil {
+				return err
+			}
+			defences, err := mutate.Load(os.DirFS(root))
+			if err != nil {
+				return err
+			}
+			if filter != nil {
+				defences = slices.DeleteFunc(defences, func(d mutate.Defence) bool { return !filter.MatchString(d.Layer + ": " + d.Name) })
+			}
+			if len(defences) == 0 {
+				return usagef("--only %q fits no defence", only)
+			}
+			all, err := mutate.Prove(cmd.Context(), root, defences, func(r mutate.Result) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s: %s: %s\n", r.Outcome, r.Defence.Name, r.Test, r.Detail)
+			})
+			if err != nil {
+				return err
+			}
+			mutate.WriteTable(cmd.OutOrStdout(), all)
+			if slices.ContainsFunc(all, func(r mutate.Result) bool { return r.Outcome != mutate.Red }) {
+				return errNotExpected
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&only, "only", "", "a regular expression: entries whose \"layer: name\" it fits")
+	return cmd
+}
