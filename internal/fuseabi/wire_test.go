@@ -290,5 +290,26 @@ func FuzzExtensions(f *testing.F) {
 			total += len(c.Name) + len(c.Value)
 		}
 		require.LessOrEqual(t, total, len(b))
+		require.LessOrEqual(t, len(e.Groups), 32)
+		require.LessOrEqual(t, len(e.Secctx), 4)
+
+		// Written anew from what was understood, it is understood the same.
+		anew := extension(ExtGroups, groups(uint32(len(e.Groups)), e.Groups...), 0)
+		var labels []byte
+		for _, c := range e.Secctx {
+			labels = append(labels, label(uint32(len(c.Value)), string(c.Name), string(c.Value))...)
+		}
+		anew = append(anew, extension(uint32(len(e.Secctx)), labels, 0)...)
+		var again Extensions
+		require.NoError(t, again.Parse(anew))
+		require.Equal(t, len(e.Groups), len(again.Groups))
+		require.Equal(t, len(e.Secctx), len(again.Secctx))
+		for i := range e.Groups {
+			require.Equal(t, e.Groups[i], again.Groups[i])
+		}
+		for i := range e.Secctx {
+			require.Equal(t, string(e.Secctx[i].Name), string(again.Secctx[i].Name))
+			require.Equal(t, string(e.Secctx[i].Value), string(again.Secctx[i].Value))
+		}
 	})
 }

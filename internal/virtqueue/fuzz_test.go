@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"reflect"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -29,12 +30,17 @@ func FuzzChain(f *testing.F) {
 	d := newDriver(f, 16)
 	r := d.ring(0, virtqueue.Features{Indirect: true})
 	var chain virtqueue.Chain
+	first, err := d.table.AppendIovecs(nil, 0, 1)
+	require.NoError(f, err)
+	base := reflect.ValueOf(first[0].Base).Pointer()
 	f.Fuzz(func(t *testing.T, head uint16, table []byte) {
 		n := copy(d.mem[:d.buffers], table)
 		clear(d.mem[n:d.buffers])
 		before := append([]byte(nil), d.mem[:d.buffers]...)
 		err := r.Walk(head%16, &chain)
 		require.Equal(t, before, d.mem[:d.buffers], "a walk writes nothing")
+		want, ok := reference(d.mem, d.size, head%16)
+		require.Equal(t, ok, err == nil, "%v", err)
 		if err != nil {
 			return
 		}
@@ -42,13 +48,67 @@ func FuzzChain(f *testing.F) {
 		require.LessOrEqual(t, len(chain.In)+len(chain.Out), 1024)
 		require.Equal(t, chain.InBytes, length(chain.In))
 		require.Equal(t, chain.OutBytes, length(chain.Out))
-		for _, iov := range [][]unix.Iovec{chain.In, chain.Out} {
+		var got []span
+		for i, iov := range [][]unix.Iovec{chain.In, chain.Out} {
 			for _, v := range iov {
-				require.LessOrEqual(t, v.Len, uint64(len(d.mem)))
-				require.NotNil(t, v.Base)
+				at := uint64(reflect.ValueOf(v.Base).Pointer() - base)
+				got = join(got, span{at, v.Len, i == 1})
+				require.LessOrEqual(t, at+v.Len, uint64(len(d.mem)))
 			}
 		}
+		require.Equal(t, want, got)
 	})
+}
+
+// span is a piece of a chain in guest memory.
+type span struct {
+	addr, len uint64
+	write     bool
+}
+
+// join appends a piece; what continues the last one makes it longer.
+func join(all []span, s span) []span {
+	if n := len(all); n > 0 && all[n-1].addr+all[n-1].len == s.addr && all[n-1].write == s.write {
+		all[n-1].len += s.len
+		return all
+	}
+	return append(all, s)
+}
+
+// reference walks a chain as VIRTIO 1.2, section 2.7.5, has it, in one region of memory from address 0, step by step on a copy.
+func reference(mem []byte, size uint32, head uint16) (all []span, ok bool) {
+	le := binary.LittleEndian
+	table, inTable := mem[:16*size], false
+	total := uint64(0)
+	for i, n := uint32(head), 0; n < 1024; n++ {
+		e := table[16*i : 16*i+16]
+		addr, length, flags, after := le.Uint64(e), uint64(le.Uint32(e[8:])), le.Uint16(e[12:]), uint32(le.Uint16(e[14:]))
+		inside := addr < uint64(len(mem)) && length <= uint64(len(mem))-addr
+		switch {
+		case flags&indirect != 0:
+			if inTable || flags&next != 0 || length == 0 || length%16 != 0 || length > 16*65536 || !inside {
+				return nil, false
+			}
+			table, size, i, inTable = mem[addr:addr+length], uint32(length/16), 0, true
+			continue
+		case length == 0:
+		case !inside, total+length > math.MaxUint32:
+			return nil, false
+		case flags&write == 0 && len(all) > 0 && all[len(all)-1].write:
+			return nil, false
+		default:
+			total += length
+			all = join(all, span{addr, length, flags&write != 0})
+		}
+		if flags&next == 0 {
+			return all, true
+		}
+		if after >= size {
+			return nil, false
+		}
+		i = after
+	}
+	return nil, false
 }
 
 // FuzzRing is a driver that does anything to its rings between the device's steps. The device never takes more than the ring holds without
