@@ -1,6 +1,10 @@
 package config
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +94,94 @@ func TestTableIsWhole(t *testing.T) {
 	for w, to := range compatWords {
 		if name, _, _ := strings.Cut(to, "="); name != "" {
 			assert.True(t, seen[name], "-o %s means an option that is not there", w)
+		}
+	}
+}
+
+// TestTheRustDaemonsOptions: what its help lists is here by the same name and with the same default. Where ours differs the reason is given.
+func TestTheRustDaemonsOptions(t *testing.T) {
+	differs := map[string]string{
+		"inode-file-handles": "1.14 prefers export handles; a daemon that may open them could open any file of the file system, so ours has to be told, as in 1.13",
+	}
+	byName := map[string]Flag{}
+	for _, f := range Flags() {
+		byName["--"+f.Name], byName["-"+f.Short] = f, f
+	}
+	for _, version := range []string{"1.13.2", "1.14.0"} {
+		src, err := os.ReadFile("testdata/rust-" + version + ".options")
+		require.NoError(t, err)
+		seen := 0
+		for line := range strings.Lines(string(src)) {
+			w := strings.Fields(line)
+			if w[0] == "#" {
+				continue
+			}
+			seen++
+			f, ok := byName[w[0]]
+			if !assert.True(t, ok, "%s has %s", version, w[0]) {
+				continue
+			}
+			switch w[1] {
+			case "switch":
+				assert.True(t, f.Arg == "" || f.Bare != "", "%s takes no value in %s", w[0], version)
+			case "optional":
+				assert.NotEmpty(t, f.Bare, w[0])
+			default:
+				assert.NotEmpty(t, f.Arg, w[0])
+			}
+			if len(w) > 2 && defaultOf(f) != w[2] && !f.Hidden {
+				assert.NotEmpty(t, differs[f.Name], "%s: the default of %s is %s, ours %q", version, w[0], w[2], defaultOf(f))
+			}
+		}
+		assert.Greater(t, seen, 35)
+	}
+}
+
+// TestCompletion has bash complete command lines.
+func TestCompletion(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skipf("needs bash: %v", err)
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "share"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "shadow"), nil, 0o644))
+	script := filepath.Join(dir, "complete")
+	require.NoError(t, os.WriteFile(script, []byte(Completion("bash")+`
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_virtiofsd
+printf '%s\n' "${COMPREPLY[@]}"
+`), 0o644))
+	for _, tc := range []struct {
+		words string
+		want  string
+	}{
+		{"virtiofsd --cac", "--cache"},
+		{"virtiofsd --cache a", "auto always"},
+		{"virtiofsd --cache = au", "auto"},
+		{"virtiofsd --cache =", "auto always metadata never"},
+		{"virtiofsd --posix-acl = al", "always"},
+		{"virtiofsd --posix-acl --xattrm", "--xattrmap"},
+		{"virtiofsd --shared-dir sha", "share"},
+		{"virtiofsd --socket-path sha", "share shadow"},
+		{"virtiofsd --thread-pool-size 1", ""},
+		{"virtiofsd --readonly --log-f", "--log-format"},
+	} {
+		cmd := exec.Command(bash, append([]string{script}, strings.Fields(tc.words)...)...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		got := strings.Fields(string(out))
+		slices.Sort(got)
+		want := strings.Fields(tc.want)
+		slices.Sort(want)
+		assert.Equal(t, want, got, tc.words)
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		for _, f := range Flags() {
+			if !f.Hidden {
+				assert.Contains(t, Completion(shell), f.Name, shell)
+			}
 		}
 	}
 }

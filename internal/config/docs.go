@@ -33,6 +33,8 @@ func defaultOf(f Flag) string {
 		return strconv.Itoa(d.PollMicros)
 	case "log-level":
 		return d.LogLevel
+	case "log-format":
+		return d.LogFormat
 	case "rlimit-nofile":
 		return "the smaller of 1000000 and fs.nr_open"
 	case "uid-map", "gid-map":

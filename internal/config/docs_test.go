@@ -49,7 +49,7 @@ func TestDefaultsAreTheParsers(t *testing.T) {
 
 // TestEveryValueHasADefault: an option with an argument either has a default, or is one of those that have none.
 func TestEveryValueHasADefault(t *testing.T) {
-	none := []string{"shared-dir", "tag", "socket-path", "socket-group", "fd", "modcaps", "xattrmap", "translate-uid", "translate-gid", "report-fd", "single-user"}
+	none := []string{"shared-dir", "tag", "socket-path", "socket-group", "fd", "modcaps", "xattrmap", "translate-uid", "translate-gid", "report-fd", "ready-fd", "stats-fd", "single-user", "completion"}
 	for _, f := range Flags() {
 		if f.Arg != "" && !f.Hidden && defaultOf(f) == "" {
 			assert.Contains(t, none, f.Name, "docs.go does not know the default of --%s", f.Name)
@@ -60,7 +60,7 @@ func TestEveryValueHasADefault(t *testing.T) {
 // TestPrintedCommandsAreUnderstood: every command line of the daemon that a page prints in a block of its own is one that we parse.
 func TestPrintedCommandsAreUnderstood(t *testing.T) {
 	var pages []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/generated/scenarios/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/launchers/*.md", "docs/generated/scenarios/*.md"} {
 		names, err := filepath.Glob(filepath.Join("../..", pattern))
 		require.NoError(t, err)
 		pages = append(pages, names...)

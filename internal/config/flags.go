@@ -17,7 +17,8 @@ type Flag struct {
 	Group       string
 	Since       string // "" for what the Rust daemon has as well
 	Help        string
-	Hidden      bool // accepted for launchers' sake
+	Hidden      bool     // accepted for launchers' sake
+	Words       []string // the only values, nil for any
 	set         func(*Options, string) error
 }
 
@@ -32,6 +33,12 @@ func word(dst func(*Options) *string, words ...string) func(*Options, string) er
 		*dst(o) = v
 		return nil
 	}
+}
+
+// choice makes a flag whose values are words.
+func choice(f Flag, dst func(*Options) *string, words ...string) Flag {
+	f.Words, f.set = words, word(dst, words...)
+	return f
 }
 
 func text(dst func(*Options) *string) func(*Options, string) error {
@@ -86,15 +93,17 @@ func Flags() []Flag {
 
 		{Name: "socket-path", Arg: "PATH", Group: "Connection", Help: "socket to listen on for the front-end", set: text(func(o *Options) *string { return &o.SocketPath })},
 		{Name: "socket-group", Arg: "GROUP", Group: "Connection", Help: "group that may connect to the socket", set: text(func(o *Options) *string { return &o.SocketGroup })},
-		{Name: "fd", Arg: "N", Group: "Connection", Help: "descriptor of a socket that listens already", set: number(func(o *Options) *int { return &o.FD }, 0, 1<<20)},
+		{Name: "fd", Arg: "N", Group: "Connection", Help: "descriptor of a socket that listens already; without it and --socket-path, the one of socket activation (LISTEN_FDS)", set: number(func(o *Options) *int { return &o.FD }, 0, 1<<20)},
+		{Name: "socket", Arg: "PATH", Group: "Connection", Hidden: true, Help: "the older name of --socket-path", set: text(func(o *Options) *string { return &o.SocketPath })},
+		{Name: "ready-fd", Arg: "N", Group: "Connection", Since: "this daemon", Help: "descriptor that gets the line READY=1, and is closed, when a front-end may connect", set: number(func(o *Options) *int { return &o.ReadyFD }, 3, 1<<20)},
 		{Name: "keep-listening", Group: "Connection", Since: "this daemon", Help: "serve again after the front-end left, for VMMs that reconnect on reboot", set: on(func(o *Options) *bool { return &o.KeepListening })},
 
-		{Name: "sandbox", Arg: "MODE", Group: "Sandbox", Help: "namespace: own namespaces and pivot_root; pivot_root: own mount namespace only, inside a sandbox of the caller; chroot; none", set: word(func(o *Options) *string { return &o.Sandbox }, SandboxNamespace, SandboxPivotRoot, SandboxChroot, SandboxNone)},
+		choice(Flag{Name: "sandbox", Arg: "MODE", Group: "Sandbox", Help: "namespace: own namespaces and pivot_root; pivot_root: own mount namespace only, inside a sandbox of the caller; chroot; none"}, func(o *Options) *string { return &o.Sandbox }, SandboxNamespace, SandboxPivotRoot, SandboxChroot, SandboxNone),
 		{Name: "uid-map", Arg: ":IN:OUT:COUNT:", Group: "Sandbox", Help: "map user ids into the sandbox's user namespace; may be repeated", set: ranges(func(o *Options) *idmap.Map { return &o.UIDMap })},
 		{Name: "gid-map", Arg: ":IN:OUT:COUNT:", Group: "Sandbox", Help: "map group ids; may be repeated", set: ranges(func(o *Options) *idmap.Map { return &o.GIDMap })},
 		{Name: "no-fail-setgroups", Group: "Sandbox", Since: "this daemon", Help: "go on where supplementary groups cannot be dropped; only where one group id is mapped", set: on(func(o *Options) *bool { return &o.NoFailSetgroups })},
-		{Name: "seccomp", Arg: "ACTION", Group: "Sandbox", Help: "what happens on a system call that is not on the list: kill, log, trap; none installs no filter", set: word(func(o *Options) *string { return &o.Seccomp }, "none", "kill", "log", "trap")},
-		{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: have the kernel's Landlock refuse all files but those of the share; on fails where it cannot", set: word(func(o *Options) *string { return &o.Landlock }, "auto", "on", "off")},
+		choice(Flag{Name: "seccomp", Arg: "ACTION", Group: "Sandbox", Help: "what happens on a system call that is not on the list: kill, log, trap; none installs no filter"}, func(o *Options) *string { return &o.Seccomp }, "none", "kill", "log", "trap"),
+		choice(Flag{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: have the kernel's Landlock refuse all files but those of the share; on fails where it cannot"}, func(o *Options) *string { return &o.Landlock }, "auto", "on", "off"),
 		{Name: "modcaps", Arg: "LIST", Group: "Sandbox", Help: "change the capabilities that are kept: +cap adds, -cap drops, joined by colons", set: text(func(o *Options) *string { return &o.ModCaps })},
 		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor that gets what the sandbox has reached, as read back from /proc, as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
 		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: the smaller of 1000000 and fs.nr_open", set: func(o *Options, v string) error {
@@ -106,7 +115,7 @@ func Flags() []Flag {
 			return nil
 		}},
 
-		{Name: "cache", Arg: "POLICY", Group: "File system", Help: "what the guest may cache: auto, always, metadata, never", set: func(o *Options, v string) error {
+		{Name: "cache", Arg: "POLICY", Group: "File system", Help: "what the guest may cache: auto, always, metadata, never", Words: []string{"auto", "always", "metadata", "never"}, set: func(o *Options, v string) error {
 			if v == "none" {
 				v = "never"
 			}
@@ -117,8 +126,8 @@ func Flags() []Flag {
 			o.XattrMap, o.Xattr = v, true
 			return nil
 		}},
-		{Name: "posix-acl", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: POSIX access control lists; implies --xattr", set: negotiate(func(o *Options) *string { return &o.PosixACL })},
-		{Name: "security-label", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: security labels on new files", set: negotiate(func(o *Options) *string { return &o.SecurityLabel })},
+		{Name: "posix-acl", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: POSIX access control lists; implies --xattr", Words: negotiation, set: negotiate(func(o *Options) *string { return &o.PosixACL })},
+		{Name: "security-label", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: security labels on new files", Words: negotiation, set: negotiate(func(o *Options) *string { return &o.SecurityLabel })},
 		{Name: "writeback", Group: "File system", Help: "let the guest write back its cache", set: on(func(o *Options) *bool { return &o.Writeback })},
 		{Name: "no-readdirplus", Group: "File system", Help: "list directories without attributes", set: on(func(o *Options) *bool { return &o.NoReaddirplus })},
 		{Name: "announce-submounts", Group: "File system", Help: "tell the guest of mount points in the share (default)", set: on(func(o *Options) *bool { return &o.AnnounceSubmounts })},
@@ -129,14 +138,14 @@ func Flags() []Flag {
 		{Name: "killpriv-v2", Group: "File system", Help: "clear set-id bits on the host when data changes (default)", set: on(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then truncates by a second request when it opens a file", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "preserve-noatime", Group: "File system", Help: "honour O_NOATIME of guest programs", set: on(func(o *Options) *bool { return &o.PreserveNoatime })},
-		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system", set: word(func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")},
+		choice(Flag{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system"}, func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory"),
 		{Name: "translate-uid", Arg: "RULE", Group: "File system", Help: "translate user ids between guest and host in software; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateUID })},
 		{Name: "translate-gid", Arg: "RULE", Group: "File system", Help: "translate group ids; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateGID })},
 		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (left out: with the ids that the daemon has)", set: singleUser},
 		{Name: "flock", Group: "File system", Since: "this daemon", Help: "take flock locks on the host", set: on(func(o *Options) *bool { return &o.Flock })},
 		{Name: "posix-lock", Group: "File system", Since: "this daemon", Help: "take POSIX record locks on the host", set: on(func(o *Options) *bool { return &o.PosixLock })},
-		{Name: "migration-mode", Arg: "MODE", Group: "File system", Hidden: true, Help: "accepted: find-paths, file-handles", set: word(func(o *Options) *string { return &o.MigrationMode }, "find-paths", "file-handles")},
-		{Name: "migration-on-error", Arg: "WHAT", Group: "File system", Hidden: true, Help: "accepted: abort, guest-error", set: word(func(o *Options) *string { return &o.MigrationOnError }, "abort", "guest-error")},
+		choice(Flag{Name: "migration-mode", Arg: "MODE", Group: "File system", Hidden: true, Help: "accepted: find-paths, file-handles"}, func(o *Options) *string { return &o.MigrationMode }, "find-paths", "file-handles"),
+		choice(Flag{Name: "migration-on-error", Arg: "WHAT", Group: "File system", Hidden: true, Help: "accepted: abort, guest-error"}, func(o *Options) *string { return &o.MigrationOnError }, "abort", "guest-error"),
 		{Name: "migration-verify-handles", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationVerifyHandles })},
 		{Name: "migration-confirm-paths", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationConfirms })},
 
@@ -144,16 +153,19 @@ func Flags() []Flag {
 		{Name: "request-queues", Arg: "N", Group: "Queues", Since: "this daemon", Help: "most request queues that a front-end may use", set: number(func(o *Options) *int { return &o.RequestQueues }, 1, 64)},
 		{Name: "poll-us", Arg: "N", Group: "Queues", Since: "this daemon", Help: "longest time in microseconds to poll a busy queue before sleeping; 0 never polls", set: number(func(o *Options) *int { return &o.PollMicros }, 0, 1000)},
 
-		{Name: "log-level", Arg: "LEVEL", Group: "Log", Help: "error, warn, info, debug, trace, off; RUST_LOG overrides it", set: func(o *Options, v string) error {
+		{Name: "log-level", Arg: "LEVEL", Group: "Log", Help: "error, warn, info, debug, trace, off; RUST_LOG overrides it", Words: []string{"error", "warn", "info", "debug", "trace", "off"}, set: func(o *Options, v string) error {
 			return word(func(o *Options) *string { return &o.LogLevel }, "error", "warn", "info", "debug", "trace", "off")(o, strings.ToLower(v))
 		}},
+		choice(Flag{Name: "log-format", Arg: "FORMAT", Group: "Log", Since: "this daemon", Help: "text, or json: an object a line with time, level and msg"}, func(o *Options) *string { return &o.LogFormat }, "text", "json"),
 		{Name: "syslog", Group: "Log", Help: "log to syslog instead of standard error", set: on(func(o *Options) *bool { return &o.Syslog })},
+		{Name: "stats-fd", Arg: "N", Group: "Log", Since: "this daemon", Help: "descriptor that gets a line of JSON with the counters at SIGUSR1, and one when a front-end has left; without it SIGUSR1 writes to the log", set: number(func(o *Options) *int { return &o.StatsFD }, 3, 1<<20)},
 		{Name: "debug", Short: "d", Group: "Log", Hidden: true, Help: "--log-level debug", set: func(o *Options, _ string) error { o.LogLevel = "debug"; return nil }},
 		{Name: "foreground", Short: "f", Group: "Log", Hidden: true, Help: "accepted: the daemon never goes to the background", set: func(*Options, string) error { return nil }},
 
 		{Name: "help", Short: "h", Group: "Print and exit", Help: "show this help", set: on(func(o *Options) *bool { return &o.Help })},
 		{Name: "version", Short: "V", Group: "Print and exit", Help: "show the version", set: on(func(o *Options) *bool { return &o.Version })},
 		{Name: "print-capabilities", Group: "Print and exit", Help: "show what this back-end can do as JSON, as the vhost-user conventions ask", set: on(func(o *Options) *bool { return &o.PrintCapabilities })},
+		choice(Flag{Name: "completion", Arg: "SHELL", Group: "Print and exit", Since: "this daemon", Help: "show the completion for bash, zsh or fish"}, func(o *Options) *string { return &o.Completion }, "bash", "zsh", "fish"),
 		{Name: "print-plan", Group: "Print and exit", Since: "this daemon", Help: "show what the sandbox would do with these options, step by step and why", set: on(func(o *Options) *bool { return &o.PrintPlan })},
 		{Name: "check", Group: "Print and exit", Since: "this daemon", Help: "show which ways of sandboxing work for this caller on this host, which one to use, and what the others lack", set: on(func(o *Options) *bool { return &o.Check })},
 		{Name: "json", Group: "Print and exit", Since: "this daemon", Help: "with --print-plan or --check: as JSON", set: on(func(o *Options) *bool { return &o.JSON })},
@@ -176,9 +188,12 @@ func singleUser(o *Options, v string) error {
 	return nil
 }
 
+// negotiation are the words by which a feature is left out, left to the front-end, or asked for.
+var negotiation = []string{"never", "auto", "always"}
+
 func negotiate(dst func(*Options) *string) func(*Options, string) error {
 	return func(o *Options, v string) error {
-		if err := word(dst, "never", "auto", "always")(o, v); err != nil {
+		if err := word(dst, negotiation...)(o, v); err != nil {
 			return err
 		}
 		if v != "never" {

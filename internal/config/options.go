@@ -19,10 +19,12 @@ const (
 type Options struct {
 	// Actions that print and exit.
 	Help, Version, PrintCapabilities, PrintPlan, Check, JSON bool
+	Completion                                               string // "", or a shell
 
 	SocketPath  string
 	SocketGroup string
 	FD          int // a listening socket, -1 for none
+	ReadyFD     int // gets a line when a front-end may connect, -1 for none
 	SharedDir   string
 	Tag         string
 
@@ -56,15 +58,17 @@ type Options struct {
 	PollMicros     int
 	KeepListening  bool
 
-	LogLevel string
-	Syslog   bool
+	LogLevel  string
+	LogFormat string // text, json
+	Syslog    bool
+	StatsFD   int // gets counters, -1 for none
 }
 
 // Defaults are the options of an empty command line.
 func Defaults() Options {
 	return Options{
-		FD: -1, ReportFD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Landlock: "auto", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "never",
-		KillprivV2: true, PosixACL: "never", SecurityLabel: "never", LogLevel: "info", RequestQueues: 64, PollMicros: 50,
+		FD: -1, ReportFD: -1, ReadyFD: -1, StatsFD: -1, Sandbox: SandboxNamespace, Seccomp: "kill", Landlock: "auto", Cache: "auto", AnnounceSubmounts: true, InodeFileHandles: "never",
+		KillprivV2: true, PosixACL: "never", SecurityLabel: "never", LogLevel: "info", LogFormat: "text", RequestQueues: 64, PollMicros: 50,
 		MigrationMode: "find-paths", MigrationOnError: "abort",
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -35,6 +36,10 @@ func Parse(args []string) (Options, error) {
 		case f.Bare != "":
 			p.NoOptDefVal = f.Bare
 		}
+	}
+	if slices.Contains(args, "--print-capabilities") { // launchers ask with any other options beside it
+		o.PrintCapabilities = true
+		return o, nil
 	}
 	if err := fs.Parse(args); err != nil {
 		return o, usage(args, err)
@@ -73,15 +78,17 @@ func (o Options) Validate() error {
 	case o.SharedDir == "":
 		return errors.New("--shared-dir is missing: name the directory to share")
 	case o.SocketPath == "" && o.FD < 0:
-		return errors.New("--socket-path is missing: name the socket to listen on, or pass a listening one by --fd")
+		return errors.New("--socket-path is missing: name the socket to listen on, or pass a listening one by --fd or by socket activation (LISTEN_FDS)")
 	case o.SocketPath != "" && o.FD >= 0:
 		return errors.New("--socket-path and --fd exclude each other: give one")
 	case o.SocketGroup != "" && o.SocketPath == "":
 		return errors.New("--socket-group needs --socket-path: a socket passed by --fd has its group already")
 	case o.JSON && !o.PrintPlan && !o.Check:
 		return errors.New("--json goes with --print-plan or --check")
-	case o.ReportFD >= 0 && o.ReportFD == o.FD:
-		return errors.New("--report-fd and --fd name the same descriptor: pass two")
+	case o.twice() != "":
+		return fmt.Errorf("%s name the same descriptor: pass one for each", o.twice())
+	case o.PosixACL != "never" && len(o.TranslateUID)+len(o.TranslateGID) > 0:
+		return errors.New("--posix-acl and --translate-uid or --translate-gid exclude each other: access control lists hold ids, which are not translated inside them")
 	case o.SingleUser != "" && len(o.TranslateUID)+len(o.TranslateGID) > 0:
 		return errors.New("--single-user is a translation of ids itself: leave out --translate-uid and --translate-gid, or say all in their rules")
 	case o.SingleUser != "" && o.PosixACL != "never":
@@ -118,6 +125,21 @@ func (o Options) SingleUserRules(uid, gid uint32) (uids, gids []string) {
 		return r
 	}
 	return rules(uid, guestUID), rules(gid, guestGID)
+}
+
+// twice names two options that were given one descriptor, "" for none.
+func (o Options) twice() string {
+	seen := map[int]string{}
+	for _, f := range []struct {
+		name string
+		fd   int
+	}{{"--fd", o.FD}, {"--report-fd", o.ReportFD}, {"--ready-fd", o.ReadyFD}, {"--stats-fd", o.StatsFD}} {
+		if other, ok := seen[f.fd]; ok && f.fd >= 0 {
+			return other + " and " + f.name
+		}
+		seen[f.fd] = f.name
+	}
+	return ""
 }
 
 // Usage is the text of --help.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,13 +40,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	case isProbe:
 		return exitOK
 	}
+	o, err := config.Parse(args)
 	fail := func(status int, err error) int {
-		fmt.Fprintf(stderr, "[%s ERROR virtiofsd] %v\n", time.Now().UTC().Format("2006-01-02T15:04:05Z"), err)
+		h := &lineHandler{mu: &sync.Mutex{}, w: stderr, json: o.LogFormat == "json"}
+		slog.New(h).Error(err.Error())
 		return status
 	}
-	o, err := config.Parse(args)
 	switch {
-	case err == nil && o.PrintCapabilities, o.PrintCapabilities:
+	case o.PrintCapabilities:
 		fmt.Fprint(stdout, config.Capabilities())
 		return exitOK
 	case err != nil:
@@ -56,6 +58,17 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	case o.Version:
 		fmt.Fprintf(stdout, "virtiofsd %s (%s)\n", config.Version, runtime.Version())
 		return exitOK
+	}
+	if o.Completion != "" {
+		fmt.Fprint(stdout, config.Completion(o.Completion))
+		return exitOK
+	}
+	given, err := activation()
+	if o.FD < 0 && o.SocketPath == "" {
+		if err != nil {
+			return fail(exitError, err)
+		}
+		o.FD = given
 	}
 	if o.PrintPlan || o.Check { // they need no socket, and a check no directory either
 		if o.FD < 0 && o.SocketPath == "" {
@@ -69,7 +82,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		return fail(exitUsage, err)
 	}
 	if !o.PrintPlan && !o.Check {
-		closeStray(o.FD, o.ReportFD)
+		closeStray(o.FD, o.ReportFD, o.ReadyFD, o.StatsFD)
 	}
 	if err := run(o, stdout); err != nil {
 		var status statusError
@@ -117,10 +130,27 @@ func run(o config.Options, stdout io.Writer) error {
 		return err
 	}
 
-	log := newLog(o.LogLevel, os.Getenv("RUST_LOG"), o.Syslog)
+	log := newLog(o)
+	tell, err := newReadiness(o)
+	if err != nil {
+		return err
+	}
+	if o.ReportFD >= 0 {
+		unix.CloseOnExec(o.ReportFD)
+	}
+	var files []*os.File // for the child, behind the listener
+	if o.StatsFD >= 0 {
+		f, err := writable("--stats-fd", o.StatsFD)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
 	// From here on there are files to remove: signals are no longer the end.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer stop()
+	ask := make(chan os.Signal, 1)
+	signal.Notify(ask, unix.SIGUSR1)
 	var pid *pidFile
 	var listener *vhostuser.Listener
 	if o.FD >= 0 {
@@ -145,7 +175,8 @@ func run(o config.Options, stdout io.Writer) error {
 	if _, err := raiseNofile(o, log); err != nil {
 		return err
 	}
-	return parent(ctx, o, plan, listener, log)
+	p := parent{o, plan, listener, files, tell, ask, log}
+	return p.run(ctx)
 }
 
 // clean takes the path, which the message has already, out of a file system error.
@@ -165,36 +196,62 @@ func folder(socket string) error {
 	return nil
 }
 
-// parent starts the process that serves and lives as long as it does.
-func parent(ctx context.Context, o config.Options, plan sandbox.Plan, l *vhostuser.Listener, log *slog.Logger) error {
-	c, err := sandbox.Start(sandbox.Order{Plan: plan, Options: o}, l.File())
+// parent is the process that the launcher started.
+type parent struct {
+	config.Options
+	plan     sandbox.Plan
+	listener *vhostuser.Listener
+	files    []*os.File // for the child, behind the listener
+	tell     *readiness
+	ask      <-chan os.Signal // for counters
+	log      *slog.Logger
+}
+
+// run starts the process that serves and lives as long as it does.
+func (p *parent) run(ctx context.Context) error {
+	c, err := sandbox.Start(sandbox.Order{Plan: p.plan, Options: p.Options}, append([]*os.File{p.listener.File()}, p.files...)...)
 	if err != nil {
 		return err
+	}
+	for _, f := range p.files {
+		f.Close()
 	}
 	state, err := c.Ready()
 	if err != nil {
 		c.Kill()
 		return err
 	}
-	if o.ReportFD >= 0 {
-		if err := writeReport(o.ReportFD, state); err != nil {
+	if p.ReportFD >= 0 {
+		if err := writeReport(p.ReportFD, state); err != nil {
 			c.Kill()
 			return err
 		}
 	}
-	l.Close() // only the child accepts: a second front-end is refused once it stops listening
-	if err := sandbox.Shed(toRemove(o.SocketPath), plan.Bounding); err != nil {
-		log.Warn("cannot give up the parent's privileges", "err", err)
+	p.listener.Close() // only the child accepts: a second front-end is refused once it stops listening
+	if err := sandbox.Shed(toRemove(p.SocketPath), p.plan.Bounding); err != nil {
+		p.log.Warn("cannot give up the parent's privileges", "err", err)
 	}
 	c.Serve()
+	if err := p.tell.ready(); err != nil {
+		c.Kill()
+		return err
+	}
 	go func() {
-		<-ctx.Done()
-		c.Stop()
+		for {
+			select {
+			case <-p.ask:
+				c.Stats()
+			case <-ctx.Done():
+				p.tell.stopping()
+				c.Stop()
+				return
+			}
+		}
 	}()
 	debug.FreeOSMemory()
 	status := c.Wait()
 	if s := c.Signal(); s != 0 {
-		log.Error("the serving process was ended by a signal", "signal", s.String(), "hint", hint(s))
+		p.log.Error("the serving process was ended by a signal", "signal", s.String(), "hint", hint(s))
 	}
 	if status != 0 {
 		return statusError(status)
@@ -211,7 +268,9 @@ func hint(s syscall.Signal) string {
 
 // child is the process that serves.
 func child() int {
-	in, ctx, err := sandbox.Receive(1)
+	ask := make(chan os.Signal, 1)
+	signal.Notify(ask, unix.SIGUSR1)
+	in, ctx, err := sandbox.Receive()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return exitError
@@ -224,7 +283,12 @@ func child() int {
 	// has to ask for.
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer stop()
-	log := newLog(o.LogLevel, os.Getenv("RUST_LOG"), o.Syslog)
+	log := newLog(o)
+	go func() {
+		for range ask {
+			in.AskStats()
+		}
+	}()
 	err = func() error {
 		listener, err := vhostuser.ListenFD(int(in.Files[0].Fd()))
 		if err != nil {
@@ -239,11 +303,15 @@ func child() int {
 		if err != nil {
 			return err
 		}
-		return serve(ctx, o, entered, limit.Cur, listener, log, func() {
+		s := server{Options: o, in: entered, limit: limit.Cur, listener: listener, ask: in.Stats(), log: log, ready: func() {
 			log.Info(entered.State.String())
 			in.Report(&entered.State, nil)
 			in.Wait(ctx)
-		})
+		}}
+		if o.StatsFD >= 0 {
+			s.counters = in.Files[1]
+		}
+		return s.serve(ctx)
 	}()
 	if err != nil {
 		if !in.Report(nil, err) {
@@ -254,56 +322,71 @@ func child() int {
 	return exitOK
 }
 
-// serve runs inside the sandbox. ready is called when a front-end may connect.
-func serve(ctx context.Context, o config.Options, in *sandbox.Entered, limit uint64, l *vhostuser.Listener, log *slog.Logger, ready func()) error {
+// server is what serves, inside the sandbox.
+type server struct {
+	config.Options
+	in       *sandbox.Entered
+	limit    uint64 // of open files
+	listener *vhostuser.Listener
+	counters *os.File        // --stats-fd's, or nil
+	ask      <-chan struct{} // for counters
+	ready    func()          // is called when a front-end may connect
+	log      *slog.Logger
+}
+
+func (s *server) serve(ctx context.Context) error {
 	// A queue's leader that polls keeps a processor of Go's busy: there have to be more of them than can poll at once, or whoever
 	// wakes up finds none. The kernel shares the real processors out.
 	runtime.GOMAXPROCS(max(8, 2*runtime.NumCPU()))
-	if o.SingleUser != "" {
-		o.TranslateUID, o.TranslateGID = o.SingleUserRules(uint32(os.Geteuid()), uint32(os.Getegid()))
+	if s.SingleUser != "" {
+		s.TranslateUID, s.TranslateGID = s.SingleUserRules(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
-	cfg, err := fsConfig(o, limit, log)
+	cfg, err := fsConfig(s.Options, s.limit, s.log)
 	if err != nil {
 		return err
 	}
-	fs, err := passthrough.New(in.Root, in.SelfFD, cfg)
+	fs, err := passthrough.New(s.in.Root, s.in.SelfFD, cfg)
 	if err != nil {
 		return fmt.Errorf("open the share: %w", err)
 	}
-	b := backend{fuse.NewSession(fs, fuse.SessionConfig{Logger: log})}
-	ready()
+	b := backend{fuse.NewSession(fs, fuse.SessionConfig{Logger: s.log})}
+	st := newStats(b.Session, fs, s.limit, s.counters, s.log)
+	defer st.close()
+	go st.serve(ctx, s.ask)
+	s.ready()
 	for {
-		log.Info("Waiting for vhost-user socket connection...")
-		conn, err := l.Accept(ctx)
+		s.log.Info("Waiting for vhost-user socket connection...")
+		conn, err := s.listener.Accept(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			return err
 		}
-		log.Info("Client connected, servicing requests")
+		s.log.Info("Client connected, servicing requests")
 		refuse := func() {}
-		if o.FD >= 0 || o.KeepListening {
-			refuse = l.Refuse(conn) // others hold the socket, or we go on: it cannot be closed
+		if s.FD >= 0 || s.KeepListening {
+			refuse = s.listener.Refuse(conn) // others hold the socket, or we go on: it cannot be closed
 		} else {
-			l.Close()
+			s.listener.Close()
 		}
 		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
-			Tag: o.Tag, MaxRequestQueues: o.RequestQueues, Workers: o.ThreadPoolSize,
-			Poll: time.Duration(o.PollMicros) * time.Microsecond, Logger: log,
-		}, nil)
+			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.ThreadPoolSize,
+			Poll: time.Duration(s.PollMicros) * time.Microsecond, Logger: s.log,
+		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
+		st.left()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && (!o.KeepListening || errors.Is(err, vhostuser.ErrStuck)):
+		case err != nil && (!s.KeepListening || errors.Is(err, vhostuser.ErrStuck)):
 			return err
 		case err != nil:
-			log.Error("the front-end broke the protocol", "err", err)
+			s.log.Error("the front-end broke the protocol", "err", err)
 		default:
-			log.Info("Client disconnected, shutting down")
+			s.log.Info("Client disconnected, shutting down")
 		}
-		if !o.KeepListening {
+		if !s.KeepListening {
 			return nil
 		}
 	}

@@ -27,6 +27,7 @@ type Session struct {
 	flags atomic.Uint64 // negotiated InitFlags
 	ready atomic.Bool   // INIT was answered
 	noise atomic.Int64  // malformed requests so far
+	tally tally
 }
 
 // NewSession makes a session that waits for INIT.
@@ -44,7 +45,7 @@ func (s *Session) NewHandler(queue int) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newWorker(s, t), nil
+	return newWorker(s, t, queue), nil
 }
 
 // Reset ends the session as DESTROY does: inodes, open files and locks are forgotten, and INIT has to come first again.

@@ -20,24 +20,26 @@ const (
 
 // Worker serves requests on one thread. It implements the transport's handler.
 type Worker struct {
-	s    *Session
-	fs   Thread
-	in   []byte // header, arguments, extensions of the request: the only copy that is looked at
-	out  []byte // header and body of the reply
-	iov  []unix.Iovec
-	ext  fuseabi.Extensions
-	call Caller
+	s        *Session
+	fs       Thread
+	in       []byte // header, arguments, extensions of the request: the only copy that is looked at
+	out      []byte // header and body of the reply
+	iov      []unix.Iovec
+	ext      fuseabi.Extensions
+	call     Caller
+	counters *counters
 
 	// of the request at hand
 	inSegs, outSegs []unix.Iovec
 	inLen, room     uint64
 	args            []byte // in[:end of arguments], header included; rest is what has not been parsed of it
 	rest            []byte
-	why             string // what was malformed
+	why             string     // what was malformed
+	errno           unix.Errno // of the reply
 }
 
-func newWorker(s *Session, t Thread) *Worker {
-	return &Worker{s: s, fs: t, in: fuseabi.Buffer(bufferSize), out: fuseabi.Buffer(bufferSize), iov: make([]unix.Iovec, 0, 1024)}
+func newWorker(s *Session, t Thread, queue int) *Worker {
+	return &Worker{s: s, fs: t, counters: s.tally.join(queue), in: fuseabi.Buffer(bufferSize), out: fuseabi.Buffer(bufferSize), iov: make([]unix.Iovec, 0, 1024)}
 }
 
 // Abort makes the worker fit for the next request after a panic in Serve.
@@ -47,7 +49,10 @@ func (w *Worker) Abort() {
 }
 
 // Close ends the worker, on its thread.
-func (w *Worker) Close() { w.fs.Close() }
+func (w *Worker) Close() {
+	w.fs.Close()
+	w.s.tally.leave(w.counters)
+}
 
 func (w *Worker) drop() {
 	w.inSegs, w.outSegs, w.args, w.rest = nil, nil, nil, nil
@@ -56,9 +61,12 @@ func (w *Worker) drop() {
 
 // Serve answers one request and returns how many bytes it wrote.
 func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
-	w.inSegs, w.outSegs, w.inLen, w.room, w.why = in, out, fuseabi.Len(in), fuseabi.Len(out), ""
+	began := clock()
+	w.inSegs, w.outSegs, w.inLen, w.room, w.why, w.errno = in, out, fuseabi.Len(in), fuseabi.Len(out), "", 0
 	used := w.header()
+	code := fuseabi.Opcode(fuseabi.View[fuseabi.InHeader](w.in).Opcode)
 	w.drop()
+	w.counters.add(code, w.errno, clock()-began)
 	return used
 }
 
@@ -218,6 +226,7 @@ func (w *Worker) name() (Name, unix.Errno) {
 // reply writes header and n bytes of body (in w.out, or behind the header in guest memory already if n is negative: -n-1
 // bytes) and returns what was used. Nothing is written for opcodes without reply or where a header has no room.
 func (w *Worker) reply(h *fuseabi.InHeader, n int, e unix.Errno) uint32 {
+	w.errno = e
 	if fuseabi.Opcode(h.Opcode).NoReply() || w.room < fuseabi.OutHeaderSize {
 		return 0
 	}

@@ -36,6 +36,8 @@ func newFDCache(budget int) *fdCache {
 	return c
 }
 
+func (c *fdCache) budget() int64 { return int64(fdShards * c.shard[0].max) }
+
 func (c *fdCache) of(n *inode) *fdShard { return &c.shard[n.id%fdShards] }
 
 // insert notes that n got a descriptor, and makes room for it.

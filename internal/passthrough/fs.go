@@ -232,12 +232,13 @@ func (fs *FS) Close() error {
 type Stats struct {
 	Inodes, OpenFiles int   // known to the guest, the root included; open files and directories
 	CachedFDs         int64 // O_PATH descriptors
+	Budget            int64 // how many of those there should be at most
 	Evictions         int64 // descriptors closed because of the budget
 }
 
 // Stats reads the figures.
 func (fs *FS) Stats() Stats {
-	return Stats{fs.nodes.len(), fs.files.len(), fs.fds.open.Load(), fs.fds.evictions.Load()}
+	return Stats{fs.nodes.len(), fs.files.len(), fs.fds.open.Load(), fs.fds.budget(), fs.fds.evictions.Load()}
 }
 
 // fdName writes a descriptor's number and a NUL to buf and returns its start.

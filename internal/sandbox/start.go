@@ -39,6 +39,7 @@ const (
 const (
 	wordServe = "serve"
 	wordStop  = "stop"
+	wordStats = "stats"
 )
 
 // Order is what the parent tells its child.
@@ -47,6 +48,8 @@ type Order struct {
 	Options config.Options `json:"options"`
 	// Outer are the parent's namespaces, by kind; Start fills it in.
 	Outer map[string]string `json:"outer"`
+	// Files is how many files are handed on; Start fills it in.
+	Files int `json:"files"`
 }
 
 // report is what the child tells its parent, once.
@@ -75,7 +78,7 @@ func Start(o Order, files ...*os.File) (*Child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: look at ourselves: %w; the daemon needs /proc", err)
 	}
-	o.Outer = namespaces(self)
+	o.Outer, o.Files = namespaces(self), len(files)
 	self.Close()
 	start := p.Steps[slices.IndexFunc(p.Steps, func(s Step) bool { return s.Op == OpStart })]
 	orderR, orderW, err := os.Pipe()
@@ -197,6 +200,9 @@ func (c *Child) Serve() { _, _ = c.order.WriteString(wordServe + "\n") }
 // Stop asks the child to finish what is under way and to end. It needs no right to signal it.
 func (c *Child) Stop() { _, _ = c.order.WriteString(wordStop + "\n") }
 
+// Stats asks the child to tell its counters.
+func (c *Child) Stats() { _, _ = c.order.WriteString(wordStats + "\n") }
+
 // Kill ends the child at once and reaps it.
 func (c *Child) Kill() {
 	_ = c.cmd.Process.Kill()
@@ -234,6 +240,7 @@ type Inside struct {
 	report *os.File
 	once   sync.Once
 	serve  chan struct{}
+	stats  chan struct{}
 }
 
 // Stage says what this process is to this program, and takes the mark off the environment.
@@ -243,13 +250,11 @@ func Stage() (child, probe bool) {
 	return is == stageChild, is == stageProbe
 }
 
-// Receive waits for the parent's order. files is how many descriptors were handed on. The returned context ends when the parent asks
-// for it, and the process when the parent has gone.
-func Receive(files int) (*Inside, context.Context, error) {
-	for fd := orderFD; fd < firstFD+files; fd++ {
-		unix.CloseOnExec(fd)
-	}
-	in := &Inside{report: os.NewFile(reportFD, "report"), serve: make(chan struct{})}
+// Receive waits for the parent's order. The returned context ends when the parent asks for it, and the process when the parent has gone.
+func Receive() (*Inside, context.Context, error) {
+	unix.CloseOnExec(orderFD)
+	unix.CloseOnExec(reportFD)
+	in := &Inside{report: os.NewFile(reportFD, "report"), serve: make(chan struct{}), stats: make(chan struct{}, 1)}
 	order := bufio.NewReader(os.NewFile(orderFD, "order"))
 	line, err := order.ReadBytes('\n')
 	if err == nil {
@@ -258,7 +263,8 @@ func Receive(files int) (*Inside, context.Context, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("sandbox: read the parent's order: %w", err)
 	}
-	for i := range files {
+	for i := range in.Order.Files {
+		unix.CloseOnExec(firstFD + i)
 		in.Files = append(in.Files, os.NewFile(uintptr(firstFD+i), "handed on"))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -272,6 +278,8 @@ func Receive(files int) (*Inside, context.Context, error) {
 				close(in.serve)
 			case word == wordStop+"\n":
 				cancel()
+			case word == wordStats+"\n":
+				in.AskStats()
 			}
 		}
 	}()
@@ -285,6 +293,17 @@ func (in *Inside) Wait(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+// AskStats asks for what Stats returns.
+func (in *Inside) AskStats() {
+	select {
+	case in.stats <- struct{}{}:
+	default: // asked already
+	}
+}
+
+// Stats gets a value whenever somebody asks for the counters.
+func (in *Inside) Stats() <-chan struct{} { return in.stats }
 
 // Report tells the parent, once, that we are ready and in which state, or why not. It returns false where it has done so before.
 func (in *Inside) Report(s *State, err error) (told bool) {
