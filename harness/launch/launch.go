@@ -32,6 +32,10 @@ type Spec struct {
 	Options impl.Options
 	As      *User    // nil: as we are
 	Wrap    []string // goes before the daemon's command line
+	// Argv is the whole command line, as it is, instead of what Impl, Options and Wrap make. Start does not wait then: who knows the
+	// command line knows by what to tell that the daemon is ready.
+	Argv []string
+	Cwd  string // the daemon's working directory; "" is /
 	// Dir gets daemon.argv and daemon.log.
 	Dir string
 	Env []string // added to a small environment
@@ -39,7 +43,7 @@ type Spec struct {
 	Etc map[string]string
 	// ReadyIn bounds the wait for the socket; 0 is 20 s.
 	ReadyIn time.Duration
-	// Fds are passed as descriptors 3 and up.
+	// Fds are passed as descriptors 3 and up; nil leaves a number out.
 	Fds []*os.File
 }
 
@@ -117,11 +121,17 @@ func (l *logWriter) lastLine() string {
 
 // Start starts the daemon and waits until it is ready. It is killed when ctx ends.
 func Start(ctx context.Context, s Spec) (*Daemon, error) {
-	argv, err := s.Impl.Argv(s.Options)
-	if err != nil {
-		return nil, err
+	argv := s.Argv
+	if argv == nil {
+		of, err := s.Impl.Argv(s.Options)
+		if err != nil {
+			return nil, err
+		}
+		argv = append(append([]string{}, s.Wrap...), of...)
 	}
-	argv = append(append([]string{}, s.Wrap...), argv...)
+	if s.Cwd == "" {
+		s.Cwd = "/"
+	}
 	if s.ReadyIn == 0 {
 		s.ReadyIn = 20 * time.Second
 	}
@@ -135,7 +145,7 @@ func Start(ctx context.Context, s Spec) (*Daemon, error) {
 	}
 	d := &Daemon{Argv: argv, spec: s, log: &logWriter{f: f}, done: make(chan struct{}), seen: map[int]string{}}
 	d.cmd = exec.Command(argv[0], argv[1:]...)
-	d.cmd.Dir = "/"
+	d.cmd.Dir = s.Cwd
 	d.cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/"}, s.Env...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log // one pipe: not a descriptor of a file of the host
 	d.cmd.ExtraFiles = s.Fds
@@ -161,6 +171,9 @@ func Start(ctx context.Context, s Spec) (*Daemon, error) {
 		case <-d.done:
 		}
 	}()
+	if s.Argv != nil {
+		return d, nil
+	}
 	if err := d.ready(ctx); err != nil {
 		return nil, err
 	}
