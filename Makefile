@@ -52,8 +52,9 @@ run-fuzz:
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
 
-test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, reset, a second machine
+test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, a million files and operations (hours)
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InQEMU ./harness/qemu
+	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -timeout 6h ./internal/passthrough ./harness/workload
 
 unit: build
 	MATRIX_MUST=$(MUST) $(GO) test -race ./...

@@ -227,25 +227,18 @@ func (d *differential) do(who int, turn []step) error {
 			}
 			d.trace = append(d.trace, fmt.Sprintf("%s → %s", op, strings.Join(got.Local, " ")))
 		}
-		name := firstDifference(s.Op, got)
-		if name == "" {
-			continue
-		}
-		if begun, err := d.found(s.N, name, op, strings.Join(got.Share, " "), strings.Join(got.Local, " ")); err != nil || begun {
-			return err
+		if name := firstDifference(s.Op, got); name != "" {
+			return d.found(s.N, name, op, strings.Join(got.Share, " "), strings.Join(got.Local, " "))
 		}
 	}
 	return nil
 }
 
-// found notes a difference. What comes after an unexpected one would be a consequence of it: both sides begin anew.
-func (d *differential) found(n int, name, op, share, local string) (begun bool, err error) {
+// found notes a difference. What comes after it would be a consequence: both sides begin anew.
+func (d *differential) found(n int, name, op, share, local string) error {
 	if slices.Contains(d.args.Expect, name) {
 		d.r.Known[name]++
-		return false, nil
-	}
-	d.r.Total++
-	if len(d.r.Differences) < d.args.Max {
+	} else if d.r.Total++; d.r.Total <= d.args.Max {
 		x := guestproto.Difference{N: n, Name: name, Op: op, Share: share, Local: local}
 		if d.args.Trace {
 			x.Trace = slices.Clone(d.trace)
@@ -254,7 +247,7 @@ func (d *differential) found(n int, name, op, share, local string) (begun bool, 
 	}
 	d.trace = nil
 	d.end()
-	return true, d.begin()
+	return d.begin()
 }
 
 // firstDifference names what differs first, or is "".
@@ -308,8 +301,7 @@ func (d *differential) compareTrees(n int) error {
 			}
 		}
 	}
-	_, err := d.found(n, "tree", "the whole tree", strings.Join(only[0], "\n"), strings.Join(only[1], "\n"))
-	return err
+	return d.found(n, "tree", "the whole tree", strings.Join(only[0], "\n"), strings.Join(only[1], "\n"))
 }
 
 // attributes are what stat and the extended attributes say of a path, in words.

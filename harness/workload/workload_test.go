@@ -17,6 +17,7 @@ import (
 
 // TestMain lets the test program stand in for the agent's helper processes.
 func TestMain(m *testing.M) {
+	testenv.QuickExits()
 	if len(os.Args) > 2 && os.Args[1] == "child" {
 		os.Exit(Child(os.Args[2], os.Args[3:], os.Stdin, os.Stdout, os.Stderr))
 	}

@@ -190,6 +190,15 @@ func (t *thread) killPriv(fd int) unix.Errno {
 	return t.cred.DropFsetid()
 }
 
+// killUnsaid is killPriv for changes of data with which the protocol does not say whether the caller has CAP_FSETID. Root has, but
+// a guest that knows idmapped mounts (ALLOW_IDMAP) sends no caller with these: then the bits go, which is the safe side.
+func (t *thread) killUnsaid(uid uint32, fd int) unix.Errno {
+	if uid == 0 || !t.fs.has(fuseabi.HandleKillprivV2) {
+		return 0
+	}
+	return t.killPriv(fd)
+}
+
 // Flush implements fuse.Thread. Closing a duplicate lets a network file system report what it could not write.
 func (t *thread) Flush(in *fuseabi.FlushIn) unix.Errno {
 	f, e := t.openFile(in.Fh)
@@ -247,6 +256,10 @@ func (t *thread) Fallocate(in *fuseabi.FallocateIn) unix.Errno {
 		return e
 	}
 	defer f.put()
+	if e := t.killUnsaid(in.Uid, f.fd); e != 0 {
+		return e
+	}
+	defer t.restore()
 	return sys.Fallocate(f.fd, in.Mode, int64(in.Offset), int64(in.Length))
 }
 
@@ -282,6 +295,10 @@ func (t *thread) CopyFileRange(in *fuseabi.CopyFileRangeIn) (uint64, unix.Errno)
 		return 0, e
 	}
 	defer dst.put()
+	if e := t.killUnsaid(in.Uid, dst.fd); e != 0 {
+		return 0, e
+	}
+	defer t.restore()
 	t.offIn, t.offOut = int64(in.OffIn), int64(in.OffOut)
 	return sys.CopyFileRange(src.fd, &t.offIn, dst.fd, &t.offOut, in.Len, uint32(in.Flags))
 }

@@ -16,6 +16,12 @@ import (
 // MustEnv is the environment variable which names the needs that have to be met: a comma list of words, or "all".
 const MustEnv = "MATRIX_MUST"
 
+// LongEnv is the environment variable which, set to anything, asks for the long form of tests that have one: minutes instead of seconds.
+const LongEnv = "MATRIX_LONG"
+
+// Long reports whether the long form of a test is asked for.
+func Long() bool { return os.Getenv(LongEnv) != "" }
+
 // need is one thing that a test can ask for: probe returns an error that says what was missing.
 type need struct {
 	probe  func() error
@@ -133,4 +139,12 @@ func try(attr *syscall.SysProcAttr, what string) error {
 		return fmt.Errorf("start a program in %s: %w", what, err)
 	}
 	return nil
+}
+
+// QuickExits lets the processes that a test starts of its own program end at once: under -race each would sleep for a second so
+// that reports of its last moment can come. For TestMain; a GORACE that is set stays.
+func QuickExits() {
+	if os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=0")
+	}
 }
