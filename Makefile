@@ -4,6 +4,7 @@ GO        ?= go
 MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
 PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
+FAULTS    ?= # faults of `make selftest`, e.g. FAULTS='keeps-* hangs'; none is all
 DESTDIR   ?=
 PREFIX    ?= /usr/local
 
@@ -11,7 +12,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images matrix matrix-full hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz clean
+.PHONY: help setup build images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ matrix: images ## boot guests, run every scenario, print the table, write the re
 
 matrix-full: images ## the same with every daemon that is known, the Rust ones too (an hour)
 	bin/vfsmatrix run --impl ours,c,rust,rust-next $(MATRIX)
+
+selftest: images ## plant faults in the daemon, one at a time: each must be caught by the claim that names it (15 minutes)
+	bin/vfsmatrix selftest $(FAULTS)
 
 hostile: setup build ## break the rules of guest and front-end against each daemon, and print what became of it
 	bin/vfsmatrix hostile --impl ours,c,rust
@@ -73,7 +77,7 @@ verify-docs: build ## fail if a generated page differs from what the tree would 
 	bin/vfsmatrix docs --check
 
 fix-docs docs: build ## write the generated pages anew
-	$(GO) test ./internal/config -run UpToDate -update
+	$(GO) test ./internal/config ./cmd/vfsmatrix -run UpToDate -update
 	bin/vfsmatrix docs
 
 clean: ## remove what builds and runs leave in the tree

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"virtiofsd/harness/selftest/faultd"
 )
 
 // Exit statuses.
@@ -38,14 +40,16 @@ type app struct {
 }
 
 func main() {
+	if faultd.Is(os.Args) { // the self-test's: a faulty daemon
+		os.Exit(faultd.Main(os.Args, os.Stderr))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
-// run is the program; it returns the exit status.
-func run(ctx context.Context, args []string) int {
-	a := &app{}
+// command is the program's command line.
+func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vfsmatrix",
 		Short: "Test virtio-fs daemons in all their sandboxes",
@@ -60,7 +64,14 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	root.PersistentFlags().StringVar(&a.treeDir, "tree", "", treeFlagHelp)
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.bench(),
-		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario())
+		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest())
+	return root
+}
+
+// run is the program; it returns the exit status.
+func run(ctx context.Context, args []string) int {
+	a := &app{}
+	root := a.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage usageError

@@ -122,6 +122,7 @@ type Info struct {
 type PosixTestArgs struct {
 	Where
 	Tests []string `json:"tests,omitempty"`
+	Skip  []string `json:"skip,omitempty"` // tests that are only recorded as left out
 }
 
 // PosixTest has one check per sub-test of github.com/hanwen/go-fuse/v2/posixtest.

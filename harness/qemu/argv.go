@@ -61,6 +61,10 @@ type flag struct {
 // plan is the whole argv of a config. accel is "tcg" or "kvm"; qmpFD and portFD are inherited socket pairs.
 func plan(c Config, accel string, qmpFD, portFD int) []flag {
 	cpu := "max"
+	engine := accel
+	if accel == "tcg" {
+		engine += ",thread=single"
+	}
 	if accel == "kvm" {
 		cpu = "host"
 	}
@@ -68,7 +72,8 @@ func plan(c Config, accel string, qmpFD, portFD int) []flag {
 		{[]string{"-nodefaults", "-no-user-config"}, "only the devices named here; the caller's QEMU configuration changes no result"},
 		{[]string{"-M", "pc,vmport=off,memory-backend=mem"},
 			"PCI for vhost-user-fs-pci and ACPI hot-unplug on the root bus, which microvm and q35's root complex lack; boots within 0.3 s of microvm"},
-		{[]string{"-accel", accel}, "as probed: kvm only where it really runs a guest"},
+		{[]string{"-accel", engine}, "as probed: kvm only where it really runs a guest. TCG in one thread: in several, a virtual CPU may run what another has just patched, " +
+			"and then a Linux guest dies at boot of an int3 that it has put there and taken away"},
 		{[]string{"-cpu", cpu}, "all that the accelerator offers, so that the guest finds no reason to emulate"},
 		{[]string{"-m", strconv.Itoa(c.MemMiB)}, "guest memory in MiB"},
 		{[]string{"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", c.MemMiB)},

@@ -141,8 +141,14 @@ func Start(ctx context.Context, c Config) (*VM, error) {
 		return nil, err
 	}
 	// The greeting comes by itself; qmp_capabilities leaves negotiation mode. QEMU reads the monitor only once all its devices
-	// are made, so the answer also means that the daemons accepted the connection.
-	if err := vm.qmp.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
+	// are made, so the answer also means that the daemons accepted the connection; one that does not answer keeps it waiting for good.
+	bound, cancel := context.WithTimeout(ctx, c.HelloTimeout)
+	defer cancel()
+	err = vm.qmp.Execute(bound, "qmp_capabilities", nil, nil)
+	if err != nil && bound.Err() != nil && ctx.Err() == nil {
+		err = vm.failed(ReasonNoHello, fmt.Sprintf("QEMU waits for the vhost-user back-end of a share, for %v now", c.HelloTimeout))
+	}
+	if err != nil {
 		return nil, vm.abandon(err)
 	}
 	return vm, nil

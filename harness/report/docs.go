@@ -60,7 +60,12 @@ func Docs(root string) (map[string][]byte, error) {
 	if out[generatedDir+"/matrix.html"], err = b.html(l); err != nil {
 		return nil, err
 	}
-	out[generatedDir+"/claims.md"] = []byte(b.claimsPage(l, rule))
+	faults, err := LoadFaults(os.DirFS(root))
+	if err != nil {
+		return nil, err
+	}
+	out[generatedDir+"/faults.md"] = []byte(b.faultsPage(faults))
+	out[generatedDir+"/claims.md"] = []byte(b.claimsPage(l, faults, rule))
 	for _, s := range b.scenarios {
 		svg, drawn := b.picture(s)
 		if drawn {

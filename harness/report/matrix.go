@@ -222,7 +222,7 @@ func (b *book) differenceRows(l links, c claim.Claim, sc *scenario.Scenario, imp
 }
 
 // claimsPage is the page of all claims' texts.
-func (b *book) claimsPage(l links, rules func(string) (means, of string)) string {
+func (b *book) claimsPage(l links, faults *Faults, rules func(string) (means, of string)) string {
 	var s strings.Builder
 	s.WriteString(generatedNote + "# Claims\n\n")
 	s.WriteString("What is claimed of a virtio-fs daemon. A claim is written once, in `scenarios/claims/`; each scenario says whether it is to hold there. " +
@@ -238,8 +238,12 @@ func (b *book) claimsPage(l links, rules func(string) (means, of string)) string
 			}
 			s.WriteString(how + ".\n")
 			fmt.Fprintf(&s, "- Source: %s.\n", strings.Join(c.Source, "; "))
-			if len(c.FalsifiedBy) == 0 {
+			planted := faults.of(c.ID)
+			if len(c.FalsifiedBy)+len(planted) == 0 {
 				s.WriteString("- Seen to fail: not yet.\n")
+			}
+			for _, f := range planted {
+				fmt.Fprintf(&s, "- Seen to fail with the planted fault [%s](faults.md), a daemon that %s: %s\n", f.Name, plain(f.Does), plain(f.Saw))
 			}
 			for _, f := range c.FalsifiedBy {
 				fmt.Fprintf(&s, "- Seen to fail with %s: %s\n", plain(f.By), plain(f.Seen))

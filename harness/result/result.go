@@ -56,7 +56,8 @@ type Observation struct {
 	Where Where           `json:"where"`
 	Facts json.RawMessage `json:"facts,omitempty"`
 	Error string          `json:"error,omitempty"`
-	T     float64         `json:"t"` // seconds since the cell began
+	Gone  bool            `json:"gone,omitempty"` // the daemon had ended: the host's probe had nothing to look at
+	T     float64         `json:"t"`              // seconds since the cell began
 }
 
 // CellID names one combination.

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -240,21 +241,23 @@ func (c *cell) launch(ctx context.Context) bool {
 	return true
 }
 
-// settle waits until the daemon's processes do not change any more: the socket may be there before the sandbox is. Nobody has
+// settle waits until the daemon's processes sleep and do not change any more: the socket may be there before the sandbox is. Nobody has
 // connected yet, so a daemon that waits for that stays as it is, and is seen so.
 func (c *cell) settle(ctx context.Context) {
-	const quiet, most, tick = 400 * time.Millisecond, 4 * time.Second, 40 * time.Millisecond
+	const quiet, most, tick = 400 * time.Millisecond, 10 * time.Second, 40 * time.Millisecond
 	last, since := "", time.Now()
 	for begun := since; time.Since(begun) < most && time.Since(since) < quiet && ctx.Err() == nil; time.Sleep(tick) {
-		if now := c.fingerprint(); now != last {
+		if now, asleep := c.fingerprint(); now != last || !asleep {
 			last, since = now, time.Now()
 		}
 	}
 }
 
-// fingerprint is what of the daemon's processes changes while a sandbox is entered.
-func (c *cell) fingerprint() string {
+// fingerprint is what of the daemon's processes changes while a sandbox is entered, and whether all their threads sleep: on a busy machine
+// one that wants to go on may have to wait for long.
+func (c *cell) fingerprint() (state string, asleep bool) {
 	var b strings.Builder
+	asleep = true
 	for _, pid := range c.daemon.Tree() {
 		proc := fmt.Sprintf("/proc/%d/", pid)
 		for _, link := range []string{"ns/mnt", "ns/pid", "ns/user", "ns/net", "root", "exe"} {
@@ -267,8 +270,15 @@ func (c *cell) fingerprint() string {
 				b.WriteString(line)
 			}
 		}
+		threads, _ := filepath.Glob(proc + "task/*/status") // the pattern is sound
+		for _, t := range threads {
+			status, _ := os.ReadFile(t) // it may have ended
+			if len(status) > 0 && !bytes.Contains(status, []byte("\nState:\tS")) {
+				asleep = false
+			}
+		}
 	}
-	return b.String()
+	return b.String(), asleep
 }
 
 func (c *cell) refused(e *launch.RefusedError) {
@@ -299,7 +309,7 @@ func (c *cell) boot(ctx context.Context) bool {
 	vm, err := qemu.Start(ctx, qemu.Config{
 		Binary: c.QEMU, Accel: c.Accel, Kernel: img.Kernel, Initrd: img.Initrd, MemMiB: g.MemMiB, CPUs: g.CPUs,
 		Shares: []qemu.Share{{Socket: c.socket, Tag: shareTag, RequestQueues: g.RequestQueues, QueueSize: g.QueueSize, MountOptions: g.MountOptions}},
-		Dir:    c.dir, HelloTimeout: helloIn, Logger: c.Log,
+		Dir:    c.dir, HelloTimeout: c.HelloIn, Logger: c.Log,
 	})
 	var hello *guestproto.Hello
 	if err == nil {
@@ -344,10 +354,13 @@ func (c *cell) boot(ctx context.Context) bool {
 	return true
 }
 
-// qemusFault reports whether QEMU gave up by itself, for a reason that is not the share's: the daemon then ended in order, as it does when
-// its front-end leaves.
+// qemusFault reports whether QEMU gave up by itself, or the guest's kernel died, for a reason that is not the share's: the daemon then ended
+// in order, as it does when its front-end leaves.
 func qemusFault(err error, daemon launch.Exit) bool {
 	var ge *qemu.GuestError
+	if errors.As(err, &ge) && ge.Reason == qemu.ReasonPanic {
+		return true
+	}
 	return errors.As(err, &ge) && ge.Reason == qemu.ReasonExited && ge.Console == "" && daemon.Status == 0 && !aboutShare.MatchString(ge.Detail)
 }
 
@@ -380,7 +393,7 @@ func (c *cell) note(step, what string, where result.Where, facts any, err error)
 		o.Facts, err = json.Marshal(facts)
 	}
 	if err != nil {
-		o.Facts, o.Error = nil, oneLine(err.Error())
+		o.Facts, o.Error, o.Gone = nil, oneLine(err.Error()), errors.Is(err, errGone)
 	}
 	c.seen = append(c.seen, o)
 }
@@ -410,6 +423,9 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 	return facts, err
 }
 
+// errGone is what a probe of the daemon's process finds when there is none.
+var errGone = errors.New("the daemon has ended")
+
 // hostStep runs one probe on the host.
 func (c *cell) hostStep(s scenario.Step) (any, error) {
 	raw, err := json.Marshal(c.substitute(s.Args))
@@ -417,6 +433,12 @@ func (c *cell) hostStep(s scenario.Step) (any, error) {
 		return nil, err
 	}
 	t := probe.Target{Launcher: c.daemon.Launcher(), Tree: c.daemon.Tree(), Serving: c.daemon.ServingPID(), Share: c.share}
+	switch s.Probe {
+	case scenario.ProbeProc, scenario.ProbeMounts, scenario.ProbeFDs:
+		if t.Serving == 0 {
+			return nil, errGone
+		}
+	}
 	switch s.Probe {
 	case scenario.ProbeProc:
 		return probe.CollectProc(t)

@@ -32,10 +32,11 @@ type Config struct {
 	Judge func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record
 	// Only says which cells to run, by their number in [Cells]; nil is all.
 	Only     func(n int, c result.CellID) bool
-	Parallel int    // cells at a time; 0 is 2
-	Accel    string // auto, tcg, kvm
-	QEMU     string // QEMU's program; "" = its default
-	Work     string // where work directories are made; "" = the system's temporary directory
+	Parallel int           // cells at a time; 0 is 2
+	Accel    string        // auto, tcg, kvm
+	QEMU     string        // QEMU's program; "" = its default
+	HelloIn  time.Duration // bounds the guest's boot; 0 is two minutes
+	Work     string        // where work directories are made; "" = the system's temporary directory
 	// Must are needs which may not be missing: instead of being skipped, the cell is broken. "all" is every need.
 	Must     []string
 	Log      *slog.Logger
@@ -85,6 +86,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	if c.Work == "" {
 		c.Work = os.TempDir()
+	}
+	if c.HelloIn == 0 {
+		c.HelloIn = helloIn
 	}
 	sweep(c.Work, c.Log)
 	names := make([]string, len(c.Impls))

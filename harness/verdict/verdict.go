@@ -59,6 +59,9 @@ func factsOf[T any](v *View, probe string, match func(result.Observation) bool) 
 			if o.Where == result.Guest {
 				return nil, &Finding{State: Failed, Saw: fmt.Sprintf("%s did not finish in the guest: %s", o.Step, o.Error)}
 			}
+			if o.Gone {
+				return nil, &Finding{State: Failed, Saw: fmt.Sprintf("the daemon had ended before step %s", o.Step)}
+			}
 			return nil, &Finding{State: Broken, Saw: fmt.Sprintf("the host's probe %s failed: %s", o.Step, o.Error)}
 		}
 		var t T

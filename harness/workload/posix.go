@@ -40,6 +40,10 @@ func (e *Env) posixTest(a guestproto.PosixTestArgs) (guestproto.PosixTest, error
 			r.Checks = append(r.Checks, guestproto.Check{Name: n, Status: guestproto.StatusSkip, Detail: why})
 			continue
 		}
+		if slices.Contains(a.Skip, n) {
+			r.Checks = append(r.Checks, guestproto.Check{Name: n, Status: guestproto.StatusSkip, Detail: "the scenario leaves it out"})
+			continue
+		}
 		e.progress(n, int64(i), int64(len(names)))
 		// One process a test: one that crashes its process takes no other with it.
 		dir := filepath.Join(p.dir, n)
