@@ -63,6 +63,11 @@ test-long: setup build ## the long forms of tests that have one: devices in QEMU
 unit: build
 	MATRIX_MUST=$(MUST) $(GO) test -race ./...
 
+.PHONY: escapes
+escapes: ## have a hostile serving process try to get out, in every mode, and write down what came of it (minutes)
+	$(GO) test ./internal/daemon -run 'TestInsider$$' -update -timeout 30m
+	$(MAKE) fix-docs
+
 vet:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
@@ -78,6 +83,8 @@ verify-docs: build ## fail if a generated page differs from what the tree would 
 
 fix-docs docs: build ## write the generated pages anew
 	$(GO) test ./internal/config ./cmd/vfsmatrix -run UpToDate -update
+	$(GO) test ./internal/config -run UpToDate -update
+	$(GO) test ./internal/daemon -run EscapesPageIsUpToDate -update
 	bin/vfsmatrix docs
 
 clean: ## remove what builds and runs leave in the tree

@@ -208,6 +208,8 @@ type ContainmentArgs struct {
 	HostRace     string  `json:"host_race,omitempty"`
 	SentinelName string  `json:"sentinel_name,omitempty"`
 	RaceSeconds  float64 `json:"race_seconds,omitempty"`
+	// Forbidden are names under Dir of files that the host made and that nobody here may read.
+	Forbidden []string `json:"forbidden,omitempty"`
 }
 
 // Containment is what the attempts gave.

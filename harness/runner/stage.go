@@ -198,11 +198,10 @@ func (c *cell) accounts(etc map[string]string) error {
 		"/etc/passwd": fmt.Sprintf("%s:x:%d:%d::/:/bin/sh\n", l.As, l.UID, l.GID),
 		"/etc/group":  fmt.Sprintf("%s:x:%d:\n", l.As, l.GID),
 	}
-	if l.SubUID != "" {
-		add["/etc/subuid"] = fmt.Sprintf("%s:%s\n", l.As, l.SubUID)
-	}
-	if l.SubGID != "" {
-		add["/etc/subgid"] = fmt.Sprintf("%s:%s\n", l.As, l.SubGID)
+	for file, ranges := range map[string]string{"/etc/subuid": l.SubUID, "/etc/subgid": l.SubGID} {
+		for r := range strings.FieldsFuncSeq(ranges, func(c rune) bool { return c == ',' }) {
+			add[file] += fmt.Sprintf("%s:%s\n", l.As, r)
+		}
 	}
 	dir := filepath.Join(c.work, "etc")
 	if err := os.Mkdir(dir, 0o755); err != nil {

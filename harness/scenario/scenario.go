@@ -39,8 +39,8 @@ type Launch struct {
 	UID    int      `toml:"uid"`    // of that user; 0 with As "" means root
 	GID    int      `toml:"gid"`    // its group
 	Groups []int    `toml:"groups"` // its supplementary groups, so that a daemon which keeps them is found out
-	SubUID string   `toml:"subuid"` // its range in /etc/subuid, "START:COUNT"
-	SubGID string   `toml:"subgid"` // its range in /etc/subgid
+	SubUID string   `toml:"subuid"` // its ranges in /etc/subuid, "START:COUNT", with commas between several
+	SubGID string   `toml:"subgid"` // its ranges in /etc/subgid
 	Wrap   []string `toml:"wrap"`   // a command before the daemon's: unshare, bwrap …
 	Tool   string   `toml:"tool"`   // what Wrap is, for pages and pictures: unshare, bubblewrap, podman-like …
 	// Capabilities, where given, are the only ones that the launcher has (bounding set too), such as CHOWN; "none" is no capability.

@@ -40,6 +40,7 @@ func (e *Env) containment(a guestproto.ContainmentArgs) (guestproto.Containment,
 	h.dotdot()
 	h.links()
 	h.hostLinks()
+	h.forbidden()
 	h.renames()
 	h.procPaths()
 	h.odd()
@@ -260,6 +261,18 @@ func (h *hunter) hostLinks() {
 		}
 		h.link("host-"+n, path, target)
 		h.read("host-"+n+"-follow", path, 0)
+	}
+}
+
+// forbidden reads files that the launcher's rights alone would open.
+func (h *hunter) forbidden() {
+	for _, n := range h.a.Forbidden {
+		at := guestproto.Attempt{Name: "forbidden-" + n}
+		b, err := os.ReadFile(filepath.Join(h.p.dir, n))
+		at.Errno, at.Saw = errnoName(err), string(b)
+		// A file that is not there was not tried.
+		at.Escaped = err == nil || os.IsNotExist(err)
+		h.report(at)
 	}
 }
 

@@ -17,28 +17,41 @@ import (
 	"virtiofsd/harness/impl"
 	"virtiofsd/harness/launch"
 	"virtiofsd/harness/scenario"
+	"virtiofsd/internal/daemon"
+	"virtiofsd/internal/sandbox"
 	"virtiofsd/internal/testenv"
 )
 
 // build makes the daemon as it is shipped, static, whatever the tests are built with, where every user can read it.
-var build = sync.OnceValues(func() (string, error) {
+var build = sync.OnceValues(func() (string, error) { return compile("virtiofsd", "build", "virtiofsd/cmd/virtiofsd") })
+
+// buildInsider makes the same with a serving process that turns hostile.
+var buildInsider = sync.OnceValues(func() (string, error) { return compile("insider", "test", "-c", "virtiofsd/internal/daemon") })
+
+var compiled []string // folders to remove
+
+func compile(name, verb string, args ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "vfsd")
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(dir, "virtiofsd")
-	c := exec.Command("go", "build", "-trimpath", "-o", bin, "virtiofsd/cmd/virtiofsd")
+	compiled = append(compiled, dir)
+	bin := filepath.Join(dir, name)
+	c := exec.Command("go", append([]string{verb, "-trimpath", "-o", bin}, args...)...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return bin, os.Chmod(dir, 0o755)
-})
+}
 
 func TestMain(m *testing.M) {
+	if os.Getenv(daemon.InsiderEnv) != "" || os.Getenv(sandbox.StageEnv) != "" {
+		os.Exit(daemon.InsiderMain())
+	}
 	status := m.Run()
-	if bin, err := build(); err == nil {
-		os.RemoveAll(filepath.Dir(bin))
+	for _, dir := range compiled {
+		os.RemoveAll(dir)
 	}
 	os.Exit(status)
 }

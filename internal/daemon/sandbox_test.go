@@ -46,6 +46,8 @@ type mode struct {
 	owner  int      // of what the guest's root makes
 	other  error    // what the guest's uid 1000 gets for making something
 	adm    bool     // the file root:adm 0640 can be read
+
+	unfiltered bool // no system call filter is on
 }
 
 func modes() []mode {
@@ -178,9 +180,12 @@ func check(t *testing.T, h *host, m mode, tree []int, serving int) {
 		seen[thread(th)] = true
 	}
 	want := probe.Thread{UID: [4]int{m.uid, m.uid, m.uid, m.uid}, Groups: m.groups, CapEff: m.caps, CapPrm: m.caps, CapBnd: m.bound, NoNewPrivs: 1, Seccomp: 2}
+	if m.unfiltered {
+		want.Seccomp = 0
+	}
 	assert.Equal(t, []string{thread(want)}, slices.Collect(maps.Keys(seen)), "every thread is like this one")
 	for i, other := range p.Processes {
-		if i == p.Serving || other.Comm != "virtiofsd" {
+		if i == p.Serving || other.Comm != "virtiofsd" && other.Comm != "insider" {
 			continue
 		}
 		for _, th := range other.Threads {
