@@ -372,7 +372,7 @@ func (s *server) serve(ctx context.Context) error {
 		}
 		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
 			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.ThreadPoolSize,
-			Poll: time.Duration(s.PollMicros) * time.Microsecond, Logger: s.log,
+			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: runtime.GOMAXPROCS(0)/2 - 1, Logger: s.log,
 		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
 		st.left()

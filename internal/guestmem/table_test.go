@@ -133,6 +133,7 @@ func TestRefusals(t *testing.T) {
 		{"the same", region(4*page, 4*page, 0), fd, "overlaps"},
 		{"one byte below", region(0, 4*page+1, 0), fd, "overlaps"},
 		{"its last byte", region(8*page-16, page, 0), fd, "overlaps"},
+		{"guest addresses alone", vhostabi.MemRegion{GuestAddr: 8*page - 16, Size: page, UserAddr: user + 64*page}, fd, "region at 0x7ff0"},
 		{"front-end addresses", vhostabi.MemRegion{GuestAddr: 0, Size: page, UserAddr: user + 4*page}, fd, "front-end address"},
 		{"longer than the file", region(0, 4*page, page), fd, "of a file of 16384 bytes"},
 		{"one byte longer", region(8*page, 4*page+1, 0), fd, "of a file of 16384 bytes"},

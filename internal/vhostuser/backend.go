@@ -40,7 +40,10 @@ type Config struct {
 	// which are blocked. 0 chooses 2, 1 serves a queue's requests one after the other unless one blocks.
 	Workers int
 	// Poll bounds how long a queue's leader polls before it sleeps; 0 never polls.
-	Poll   time.Duration
+	Poll time.Duration
+	// Hidden bounds how many threads, beside one more of the device's own, may sleep for a millisecond at a time without Go's scheduler
+	// knowing; each keeps one of its processors (GOMAXPROCS) meanwhile, so there have to be many more. 0 hides none.
+	Hidden int
 	Logger *slog.Logger
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,8 @@ type device struct {
 	monitor *monitor
 	workers sync.WaitGroup
 	queues  []*queue
+
+	held atomic.Int32 // leaders in sleeps that are hidden from Go's scheduler
 
 	// All below belongs to the goroutine that reads messages.
 	features   uint64

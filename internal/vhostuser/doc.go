@@ -17,13 +17,17 @@
 //     common case a second system call; blocking is noticed when it happens.
 //   - Requests wait in the ring while those served take long and the leader's thread uses little processor time: a disk again, less slow.
 //     The monitor doubles the number of workers wanted with each tick, and takes them back when requests become fast.
-//   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one.
+//   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that found fewer than
+//     four requests cost more than it did; the next is called later, the oftener that happens.
 //
 // Cheap requests at depth stay with one worker: two would share the ring's cache lines and wake each other.
 //
+// Between the requests of a busy queue its leader sleeps behind the back of Go's scheduler, and so does the monitor. Where sleeps are
+// short, what the runtime does about threads in system calls costs more than the requests do.
+//
 // # Locks
 //
-// Each queue has one mutex: it guards the ring, the messages' settings and the roles of workers. It is held for some tens of
+// Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason that spares do: it guards the ring, the messages' settings and the roles of workers. It is held for some tens of
 // nanoseconds per request, and never while a request is served, an eventfd of the front-end is written, or a line is logged: each of
 // those may block. The monitor takes it by TryLock only, but for the moment before it parks. No lock is shared by two queues.
 //

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"virtiofsd/internal/sys"
 )
 
 const (
@@ -58,8 +59,11 @@ func (m *monitor) run() {
 	last := make([]seen, len(m.dev.queues))
 	quiet := 0
 	for {
-		ts := unix.NsecToTimespec(int64(monitorTick))
-		unix.Nanosleep(&ts, nil)
+		if ts := unix.NsecToTimespec(int64(monitorTick)); m.dev.cfg.Hidden > 0 {
+			sys.NanosleepHeld(&ts)
+		} else {
+			unix.Nanosleep(&ts, nil)
+		}
 		select {
 		case <-m.quit:
 			return

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"virtiofsd/internal/guestmem"
+	"virtiofsd/internal/sys"
 	"virtiofsd/internal/vhostabi"
 	"virtiofsd/internal/virtqueue"
 )
@@ -23,7 +24,7 @@ type queue struct {
 	wake   int // eventfd by which control gets a leader out of its sleep
 	spring int // eventfd, a semaphore, in which spare workers block
 
-	mu    sync.Mutex
+	mu    sys.Mutex
 	still sync.Cond // stop waits on it for the workers to come to rest
 
 	ring  virtqueue.Ring
@@ -42,9 +43,12 @@ type queue struct {
 	leader   *worker // who polls and sleeps, or will when its request is done
 	asleep   bool    // the leader sleeps
 	poll     time.Duration
-	want     int // how many workers shall be at work while requests wait; the monitor's to set
-	active   int // workers at work: leading, serving or about to
-	inflight int // requests being served
+	brisk    bool // the last sleep was short
+	unshared int  // how many more large replies are not to be shared
+	backoff  int  // what unshared was set to last
+	want     int  // how many workers shall be at work while requests wait; the monitor's to set
+	active   int  // workers at work: leading, serving or about to
+	inflight int  // requests being served
 	workers  map[*worker]struct{}
 	spares   int // workers blocked in spring, less those that were called already
 	dismiss  int // how many of those called shall end

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"virtiofsd/internal/guestmem"
+	"virtiofsd/internal/sys"
 	"virtiofsd/internal/virtqueue"
 )
 
@@ -148,6 +149,7 @@ func (w *worker) work() {
 	var head uint16
 	var used uint32
 	var out aftermath
+	served := 0
 	pushing := false // a request was served and is to be pushed
 	for {
 		next, ok := w.turn(pushing, head, used, &out)
@@ -161,7 +163,10 @@ func (w *worker) work() {
 				q.mu.Lock()
 				out.done()
 				w.back()
-			case w.unfit || !q.running() || w.surplus():
+			case w.unfit || !q.running():
+				return
+			case w.surplus():
+				q.judge(served)
 				return
 			default:
 				q.leader = w
@@ -194,6 +199,7 @@ func (w *worker) work() {
 		w.serving = false
 		w.back()
 		q.inflight--
+		served++
 		pushing = true
 		if err != nil {
 			out.bad = err
@@ -264,12 +270,35 @@ func (w *worker) share() {
 	q := w.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if n, err := q.pending(); err == nil && n > 0 && q.running() {
+	n, err := q.pending()
+	switch {
+	case err != nil || n == 0 || !q.running():
+	case q.unshared > 0:
+		q.unshared--
+	default:
 		q.want = max(q.want, q.dev.cfg.Workers)
 		if q.active < q.want {
 			q.call1(q.want)
 		}
 	}
+}
+
+// worthwhile is how many requests a worker that was called to help has to serve to have been worth its wake-up; unsharedMost bounds for how
+// many requests no help is called after it was not.
+const (
+	worthwhile   = 4
+	unsharedMost = 1024
+)
+
+// judge decides, when a helper has nothing left to do, how soon help for large replies is called again. Where the front-end brings its
+// requests one by one, or the processors are busy with other things, helpers come too late to find any. The caller holds mu.
+func (q *queue) judge(served int) {
+	if served >= worthwhile {
+		q.backoff = 0
+		return
+	}
+	q.backoff = min(max(2*q.backoff, 16), unsharedMost)
+	q.unshared = q.backoff
 }
 
 func (w *worker) rescue(used *uint32, err *error) {
@@ -302,8 +331,9 @@ func (w *worker) quiet() (err error) {
 // before and after; errors show up when the ring is used next.
 func (w *worker) rest() {
 	q := w.q
+	began := time.Now()
 	if q.poll > 0 {
-		for end := time.Now().Add(q.poll); ; {
+		for end := began.Add(q.poll); ; {
 			q.mu.Unlock()
 			virtqueue.Relax()
 			late := time.Now().After(end)
@@ -323,24 +353,13 @@ func (w *worker) rest() {
 	if more, err := w.listen(); more || err != nil {
 		return
 	}
-	timeout := -1
-	if q.kickless {
-		timeout = 1
-	}
 	q.counters.Sleeps++
 	q.asleep = true
+	brisk, kickless := q.brisk, q.kickless
 	q.mu.Unlock()
 
-	began := time.Now()
-	var ev [2]unix.EpollEvent
-	n, err := unix.EpollWait(q.epoll, ev[:], timeout)
-	for _, e := range ev[:max(n, 0)] {
-		if int(e.Fd) == q.wake {
-			var b [8]byte
-			unix.Read(q.wake, b[:])
-		}
-	}
-	slept := time.Since(began)
+	err := q.sleep(brisk, kickless)
+	waited := time.Since(began)
 
 	q.mu.Lock()
 	q.asleep = false
@@ -349,16 +368,51 @@ func (w *worker) rest() {
 		w.quiet()
 	}
 	if err == nil { // and not a signal of Go's scheduler
-		q.adapt(slept)
+		q.brisk = waited < briskSleep
+		q.adapt(waited)
 	}
 }
 
-// adapt sets the polling time by how long the sleep was that polling could have saved, as the kernel's halt polling does
-// (virt/kvm/kvm_main.c): short sleeps double it, long ones halve it. The caller holds mu.
-func (q *queue) adapt(slept time.Duration) {
+// briskSleep is how long a queue's sleeps may be to be hidden from Go's scheduler; epoll_wait(2) counts in milliseconds.
+const briskSleep = time.Millisecond
+
+// sleep waits for a kick or a nudge. Go's scheduler takes its processor from a thread that sleeps in a system call, and its watchdog looks
+// every 20 µs for such threads; that cost more than the requests of a busy queue did. So where the last sleep was short this one begins
+// hidden from it, if not too many are: each keeps one of Go's processors.
+func (q *queue) sleep(brisk, kickless bool) error {
+	var ev [2]unix.EpollEvent
+	n, err := 0, error(nil)
+	timeout := -1
+	if kickless {
+		timeout = 1
+	}
+	if brisk {
+		if d := q.dev; int(d.held.Add(1)) <= d.cfg.Hidden {
+			var e unix.Errno
+			if n, e = sys.EpollWaitHeld(q.epoll, ev[:], int(briskSleep/time.Millisecond)); e != 0 {
+				err = e
+			}
+		}
+		q.dev.held.Add(-1)
+	}
+	if n == 0 && err == nil {
+		n, err = unix.EpollWait(q.epoll, ev[:], timeout)
+	}
+	for _, e := range ev[:max(n, 0)] {
+		if int(e.Fd) == q.wake {
+			var b [8]byte
+			unix.Read(q.wake, b[:])
+		}
+	}
+	return err
+}
+
+// adapt sets the polling time by how long the queue waited in vain polling and in the sleep after it, as the kernel's halt polling does
+// (virt/kvm/kvm_main.c): a wait that more polling could have caught doubles it, a longer one halves it. The caller holds mu.
+func (q *queue) adapt(waited time.Duration) {
 	most := q.dev.cfg.Poll
 	switch {
-	case slept <= most:
+	case waited <= most:
 		q.poll = min(max(2*q.poll, pollStart), most)
 	case q.poll > pollStart:
 		q.poll /= 2

@@ -1,0 +1,52 @@
+package sys
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mutex is a mutual exclusion lock for goroutines that are locked to their threads: who has to wait sleeps in the kernel, futex(2), and not in
+// Go's scheduler, which needs the help of two other threads to get such a goroutine going again. The zero value is unlocked.
+//
+// It is the second mutex of Drepper's "Futexes Are Tricky": 0 unlocked, 1 locked, 2 locked and perhaps waited for.
+type Mutex struct{ state atomic.Uint32 }
+
+// spins is how often Lock looks again before it sleeps: what the lock is held for takes less than going to sleep does.
+const spins = 64
+
+// TryLock locks m if that can be done at once, and reports whether it did.
+func (m *Mutex) TryLock() bool { return m.state.CompareAndSwap(0, 1) }
+
+// Lock locks m.
+func (m *Mutex) Lock() {
+	if m.TryLock() {
+		return
+	}
+	for range spins {
+		if m.state.Load() == 0 && m.TryLock() {
+			return
+		}
+	}
+	for m.state.Swap(2) != 0 {
+		// EAGAIN and EINTR: look again.
+		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.state)), futexWaitPrivate, 2, 0, 0, 0)
+	}
+}
+
+// Unlock unlocks m.
+func (m *Mutex) Unlock() {
+	switch m.state.Swap(0) {
+	case 0:
+		panic("sys: Unlock of an unlocked Mutex")
+	case 2:
+		_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.state)), futexWakePrivate, 1, 0, 0, 0)
+	}
+}
+
+// include/uapi/linux/futex.h
+const (
+	futexWaitPrivate = 0x80 | 0
+	futexWakePrivate = 0x80 | 1
+)
