@@ -80,7 +80,7 @@ type Result struct {
 	Outcome Outcome `json:"outcome"`
 	Detail  string  `json:"detail,omitempty"`
 	Pass    bool    `json:"pass"`
-	Log     string  `json:"log,omitempty"` // the daemon's, where it did not pass
+	Log     string  `json:"log,omitempty"` // the daemon's last lines; Run keeps them where it did not pass
 }
 
 // Env is what an attack works with.
@@ -158,9 +158,7 @@ func RunCase(ctx context.Context, d frontend.Daemon, c Case, dir string) (res Re
 		res.Outcome, res.Detail = Escaped, strings.TrimSpace("the share's parent changed; "+res.Detail)
 	}
 	res.Pass = passes(c, res.Outcome)
-	if !res.Pass {
-		res.Log = tail(proc.Log(), 2000)
-	}
+	res.Log = tail(proc.Log(), 2000)
 	return res
 }
 
@@ -399,6 +397,9 @@ func Run(ctx context.Context, daemons []frontend.Daemon, only *regexp.Regexp, pr
 				ctx, cancel := context.WithTimeout(ctx, time.Minute)
 				defer cancel()
 				results[n] = RunCase(ctx, d, c, own)
+				if results[n].Pass {
+					results[n].Log = ""
+				}
 				os.RemoveAll(own)
 				if progress != nil {
 					mu.Lock()

@@ -65,6 +65,11 @@ func TestOurDaemonWithstandsEverything(t *testing.T) {
 			if c.Side == hostile.FrontEnd && !harmless.MatchString(c.Name) {
 				assert.Contains(t, []hostile.Outcome{hostile.ErrorReply, hostile.Closed}, r.Outcome, "the front-end is told")
 			}
+			// Both are survived, but what should not be done is to be seen before it is tried.
+			assert.NotContains(t, r.Log, "defect", "a panic of ours ended a request")
+			if !strings.Contains(c.Name, "vanish") {
+				assert.NotContains(t, r.Log, "vanished", "memory that nobody gave was touched")
+			}
 		})
 	}
 }

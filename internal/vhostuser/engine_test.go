@@ -267,6 +267,23 @@ func TestVanishedMemory(t *testing.T) {
 	require.NoError(t, unix.Ftruncate(rings.FD, int64(rings.Size))) // for the front-end's own sake
 }
 
+// The monitor looks into the ring of a leader that is blocked while requests wait.
+func TestMonitorMeetsVanishedMemory(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	p := d.start(t, opBlock)
+	d.Request(0).Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+	rings := d.Memory.Regions[0]
+	require.NoError(t, unix.Ftruncate(rings.FD, 0))
+	time.Sleep(20 * time.Millisecond) // some of its ticks
+	require.NoError(t, unix.Ftruncate(rings.FD, int64(rings.Size)))
+	close(e.block)
+	_ = p
+	_, err := d.Conn.CallU64(fe.MsgGetFeatures, nil)
+	require.NoError(t, err)
+}
+
 func TestMemoryComesAndGoes(t *testing.T) {
 	e := &echo{block: make(chan struct{})}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{})
