@@ -112,89 +112,141 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			return nil, err
 		}
 		r.FloorUS = append(r.FloorUS, us(hist.ValueAtQuantile(50)))
-		for i := range o.Daemons {
-			d := o.Daemons[i]
-			if round%2 == 1 {
-				d = o.Daemons[len(o.Daemons)-1-i]
-			}
-			began := time.Now()
-			if err := r.round(ctx, o, d, round, share, dir, hist); err != nil {
-				return r, fmt.Errorf("%s, round %d: %w", d.Name, round+1, err)
-			}
-			o.Progress(fmt.Sprintf("round %d of %d, %s: %.1f s", round+1, o.Rounds, d.Name, time.Since(began).Seconds()))
+		began := time.Now()
+		if err := r.round(ctx, o, round, share, dir, hist); err != nil {
+			return r, fmt.Errorf("round %d: %w", round+1, err)
 		}
+		o.Progress(fmt.Sprintf("round %d of %d: %.1f s", round+1, o.Rounds, time.Since(began).Seconds()))
 	}
 	return r, nil
 }
 
 func us(ns int64) float64 { return float64(ns) / 1000 }
 
-// round starts a fresh process and runs all workloads on it.
-func (r *Report) round(ctx context.Context, o Options, d fe.Daemon, round int, share, dir string, hist *hdrhistogram.Histogram) error {
-	socket := filepath.Join(dir, "s")
+// begin starts a fresh process of a daemon and opens a session.
+func begin(ctx context.Context, o Options, d fe.Daemon, share, dir string) (s *session, err error) {
+	socket := filepath.Join(dir, d.Name)
 	os.Remove(socket)
 	argv, err := d.Argv(fe.Options{Share: share, Socket: socket, Sandbox: o.Sandbox, Extra: o.Extra[d.Name]})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	proc, err := fe.Spawn(ctx, argv, nil, socket)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer proc.Kill()
-	dev, err := fe.Connect(ctx, fe.Config{Socket: socket, QueueSize: 1024, Memory: []uint64{4 << 20, 256 << 20}})
-	if err != nil {
-		return fmt.Errorf("%w (daemon: %s)", err, proc.LastLine())
-	}
-	defer dev.Close()
-	s := &session{dev: dev, fuse: fe.NewFUSE(dev)}
-	if _, err := s.fuse.Init(0); err != nil {
-		return err
-	}
-	pids := proc.Tree()
-	cpu := func() (sum time.Duration) {
-		for _, pid := range pids {
-			sum += fe.ProcessCPU(pid)
-		}
-		return sum
-	}
-	st := State{Daemon: d.Name, Round: round, ReadyMS: float64(proc.Ready) / 1e6}
-	if o.Only == nil || o.Only.MatchString("state") {
-		rss, anon := proc.Memory()
-		st.RestRSS, st.RestAnon = mib(rss), mib(anon)
-		time.Sleep(50 * time.Millisecond)
-		before := cpu()
-		time.Sleep(o.Time)
-		st.IdleCPU = float64(cpu()-before) / float64(o.Time)
-	}
-	rng := rand.New(rand.NewPCG(uint64(round), 7))
-	for _, w := range r.Work {
-		sample := Sample{Workload: w.Name, Daemon: d.Name, Round: round}
-		j, err := w.setup(s, rng)
-		if err == nil {
-			m := s.run(j, o.Time/10, hist, cpu) // warm up
-			if m.err == nil {
-				m = s.run(j, o.Time, hist, cpu)
-			}
-			err = m.err
-			sample.fill(w, j, m)
-			s.release(j)
-		}
+	s = &session{name: d.Name, proc: proc}
+	defer func() {
 		if err != nil {
-			sample.Bad = err.Error()
+			s.end()
 		}
-		r.Samples = append(r.Samples, sample)
-		if !dev.Alive() {
-			return fmt.Errorf("%s: the daemon is gone: %s", w.Name, proc.LastLine())
+	}()
+	if s.dev, err = fe.Connect(ctx, fe.Config{Socket: socket, QueueSize: 1024, Memory: []uint64{4 << 20, 256 << 20}}); err != nil {
+		return nil, fmt.Errorf("%w (daemon: %s)", err, proc.LastLine())
+	}
+	s.fuse = fe.NewFUSE(s.dev)
+	if _, err := s.fuse.Init(0); err != nil {
+		return nil, err
+	}
+	s.pids = proc.Tree()
+	return s, nil
+}
+
+func (s *session) end() {
+	if s.dev != nil {
+		s.dev.Close()
+	}
+	s.proc.Kill()
+}
+
+// cpu is the processor time of the daemon's processes up to now.
+func (s *session) cpu() (sum time.Duration) {
+	for _, pid := range s.pids {
+		sum += fe.ProcessCPU(pid)
+	}
+	return sum
+}
+
+// round starts a fresh process of each daemon and has all run one workload after the other, in turns.
+func (r *Report) round(ctx context.Context, o Options, round int, share, dir string, hist *hdrhistogram.Histogram) error {
+	var all []*session
+	for _, d := range o.Daemons {
+		s, err := begin(ctx, o, d, share, dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Name, err)
+		}
+		defer s.end()
+		all = append(all, s)
+	}
+	// Who begins changes with every workload and every round.
+	turn := round
+	each := func(f func(s *session) error) error {
+		turn++
+		for i := range all {
+			s := all[(i+turn)%len(all)]
+			if err := f(s); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+		}
+		return ctx.Err()
+	}
+	state := o.Only == nil || o.Only.MatchString("state")
+	states := map[*session]*State{}
+	if state {
+		time.Sleep(100 * time.Millisecond) // until they have come to rest
+		for _, s := range all {
+			rss, anon := s.proc.Memory()
+			st := &State{Daemon: s.name, Round: round, ReadyMS: float64(s.proc.Ready) / 1e6, RestRSS: mib(rss), RestAnon: mib(anon)}
+			states[s] = st
+			st.IdleCPU = -float64(s.cpu())
+		}
+		time.Sleep(o.Time) // all at once: they do nothing
+		for _, s := range all {
+			states[s].IdleCPU = (states[s].IdleCPU + float64(s.cpu())) / float64(o.Time)
 		}
 	}
-	if o.Only == nil || o.Only.MatchString("state") {
-		if err := s.memory(proc, &st); err != nil {
+	for _, w := range r.Work {
+		err := each(func(s *session) error {
+			sample := s.sample(w, o.Time, round, hist)
+			r.Samples = append(r.Samples, sample)
+			if !s.dev.Alive() {
+				return fmt.Errorf("%s: the daemon is gone: %s", w.Name, s.proc.LastLine())
+			}
+			return nil
+		})
+		if err != nil {
 			return err
 		}
-		r.States = append(r.States, st)
 	}
-	return ctx.Err()
+	if !state {
+		return nil
+	}
+	return each(func(s *session) error {
+		if err := s.memory(s.proc, states[s]); err != nil {
+			return err
+		}
+		r.States = append(r.States, *states[s])
+		return nil
+	})
+}
+
+// sample measures one workload.
+func (s *session) sample(w Workload, d time.Duration, round int, hist *hdrhistogram.Histogram) Sample {
+	sample := Sample{Workload: w.Name, Daemon: s.name, Round: round}
+	j, err := w.setup(s, rand.New(rand.NewPCG(uint64(round), 7)))
+	if err == nil {
+		m := s.run(j, d/10, hist, s.cpu) // warm up
+		if m.err == nil {
+			m = s.run(j, d, hist, s.cpu)
+		}
+		err = m.err
+		sample.fill(w, j, m)
+		s.release(j)
+	}
+	if err != nil {
+		sample.Bad = err.Error()
+	}
+	return sample
 }
 
 func mib(n uint64) float64 { return float64(n) / (1 << 20) }

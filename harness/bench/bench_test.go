@@ -39,7 +39,7 @@ func TestWorkloadsRunOnThePeer(t *testing.T) {
 func TestOnlyAndFailures(t *testing.T) {
 	none := frontend.Daemon{Name: "none", Dialect: "ours", Exec: []string{"/bin/false"}}
 	_, err := bench.Run(context.Background(), bench.Options{Daemons: []frontend.Daemon{none}, Rounds: 1, Time: time.Millisecond, Dir: t.TempDir(), Only: regexp.MustCompile("^getattr-1$")})
-	assert.ErrorContains(t, err, "none, round 1")
+	assert.ErrorContains(t, err, "round 1: none")
 }
 
 func report(a, b []float64) *bench.Report {

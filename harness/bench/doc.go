@@ -2,8 +2,9 @@
 //
 // The method, and why:
 //
-//   - Daemons take turns (A B A B, the order turning round each round), with a fresh process each time, so that what the machine
-//     does meanwhile hits all of them.
+//   - Each round starts a fresh process of each daemon. They take turns at one workload, then at the next; who begins changes. What the
+//     machine does meanwhile hits all of them, and those that wait sleep. Two daemons are compared within each round, and the median of
+//     these ratios is reported: a machine that is slow for a minute is slow for both.
 //   - A workload at depth 1 sleeps in the call eventfd until its reply is there, as a guest that waits for an interrupt: wake-ups
 //     are part of what is measured. The floor of that, an eventfd there and back between two threads, is measured in the same run.
 //   - Latencies go into an HDR histogram; of each round the median and the 99th percentile are kept, and what is reported are

@@ -56,8 +56,11 @@ type measured struct {
 	err        error
 }
 
-// session is one connection with its open session.
+// session is a daemon's process and one connection with its open session.
 type session struct {
+	name string
+	proc *fe.Process
+	pids []int
 	dev  *fe.Device
 	fuse *fe.FUSE
 }

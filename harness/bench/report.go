@@ -47,7 +47,7 @@ type Ratio struct {
 	P     float64
 }
 
-// Compare computes the ratio of medians.
+// Compare computes the median of the rounds' ratios.
 func (r *Report) Compare(w Workload, daemon, other string) Ratio {
 	a, b := r.Of(w.Name, daemon, w.figure), r.Of(w.Name, other, w.figure)
 	if len(a) == 0 || len(b) == 0 {
@@ -55,11 +55,28 @@ func (r *Report) Compare(w Workload, daemon, other string) Ratio {
 	}
 	t := &benchmath.DefaultThresholds
 	c := benchmath.AssumeNothing.Compare(benchmath.NewSample(slices.Clone(a), t), benchmath.NewSample(slices.Clone(b), t))
-	times := stat(a).Center / stat(b).Center
+	times := r.paired(w.Name, daemon, other, w.figure)
 	if w.Measure == Latency {
 		times = 1 / times
 	}
 	return Ratio{times, c.P}
+}
+
+// paired is the median over the rounds of a daemon's figure divided by another's in the same round.
+func (r *Report) paired(workload, daemon, other string, figure func(Sample) float64) float64 {
+	of := map[int]float64{}
+	for _, s := range r.Samples {
+		if s.Workload == workload && s.Daemon == other && s.Bad == "" && s.Ops > 0 {
+			of[s.Round] = figure(s)
+		}
+	}
+	var v []float64
+	for _, s := range r.Samples {
+		if o := of[s.Round]; s.Workload == workload && s.Daemon == daemon && s.Bad == "" && s.Ops > 0 && o > 0 {
+			v = append(v, figure(s)/o)
+		}
+	}
+	return stat(v).Center
 }
 
 // Best is the best of all daemons but one on a workload; "" if there is none.
@@ -100,7 +117,7 @@ func (r *Report) WriteTable(out io.Writer) {
 			c := r.Compare(w, r.Daemons[0], best)
 			cpu := func(s Sample) float64 { return s.CPU }
 			row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P),
-				fmt.Sprintf("%.2f", stat(r.Of(w.Name, r.Daemons[0], cpu)).Center/stat(r.Of(w.Name, best, cpu)).Center))
+				fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, cpu)))
 			if !math.IsNaN(c.Times) {
 				product, n = product*c.Times, n+1
 			}
