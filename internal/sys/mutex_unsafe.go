@@ -45,8 +45,8 @@ func (m *Mutex) Unlock() {
 	}
 }
 
-// include/uapi/linux/futex.h
+// FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG, include/uapi/linux/futex.h
 const (
-	futexWaitPrivate = 0x80 | 0
-	futexWakePrivate = 0x80 | 1
+	futexWaitPrivate = 0x80
+	futexWakePrivate = 0x81
 )
