@@ -12,7 +12,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz clean
+.PHONY: help setup build images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz fuzz-coverage clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,14 +45,32 @@ prove-defences: setup build ## take each defence out of the source, one by one, 
 bench: setup build ## measure the daemons in turns and print their ratios
 	bin/vfsmatrix bench --impl ours,c,rust
 
-fuzz-smoke: FUZZTIME = 3s
-fuzz-smoke: run-fuzz ## every fuzz target for 3 s
-fuzz: FUZZTIME = 1h
-fuzz: run-fuzz ## every fuzz target for an hour, or for as long as you say: make fuzz FUZZTIME=8h
+# Corpora that grow are kept where go keeps them, and used by the next run; inputs that fail are written to testdata/fuzz of their package.
+FUZZPKGS  ?= $(patsubst %/,%,$(dir $(shell grep -rl --include='*_test.go' '^func Fuzz' internal harness)))
+FUZZCACHE ?= $(shell $(GO) env GOCACHE)/fuzz/virtiofsd
+FUZZLIVE   = bin/vfsmatrix fuzz $(if $(SEED),--seed $(SEED))
 
-run-fuzz:
-	@set -e; for p in $$($(GO) list ./internal/... ./harness/...); do for t in $$($(GO) test -list '^Fuzz' $$p 2>/dev/null | grep '^Fuzz' || true); do \
-		echo "== $$p $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) $$p; done; done
+fuzz-smoke: FUZZTIME = 1s
+fuzz-smoke: build run-fuzz ## every fuzz target for a second, and a live daemon for ten: two minutes at the most
+	@test "$$(id -u)" = 0 && $(FUZZLIVE) --impl ours --time 10s || { test "$$(id -u)" != 0 && echo "fuzz: no live daemon without root"; }
+fuzz: FUZZTIME = 1h
+fuzz: build run-fuzz ## every fuzz target and the live daemons for an hour each, or for as long as you say: make fuzz FUZZTIME=8h
+	$(FUZZLIVE) --impl ours,c,rust --time $(FUZZTIME)
+
+run-fuzz: # FUZZPKGS="internal/fuse harness/fuzz" narrows it
+	@set -e; mkdir -p bin/fuzz; for p in $(sort $(FUZZPKGS)); do b=$(CURDIR)/bin/fuzz/$$(echo $$p | tr / -).test; $(GO) test -vet=off -fuzz . -c -o $$b ./$$p; \
+		for t in $$($$b -test.list '^Fuzz'); do echo "== $$p $$t"; \
+		(cd $$p && $$b -test.run '^$$' -test.fuzz "^$$t\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.fuzzcachedir $(FUZZCACHE)/$$p); done; done
+
+FUZZCOVER = internal/fuse internal/fuseabi internal/virtqueue internal/vhostuser
+comma := ,
+space := $(subst ,, )
+fuzz-coverage: ## how much of the decoders, the rings and the protocol the corpora of the fuzz targets reach, by themselves
+	@mkdir -p bin/fuzz; $(GO) test -run '^Fuzz' -coverprofile=bin/fuzz/cover.out -coverpkg=$(subst $(space),$(comma),$(addprefix ./,$(FUZZCOVER))) $(addprefix ./,$(FUZZCOVER)) >/dev/null
+	@awk 'NR > 1 { f = $$1; sub(/:.*/, "", f); sub(/\/[^\/]*$$/, "", f); if (!($$1 in n)) { n[$$1] = $$2; p[$$1] = f } if ($$3 > 0) hit[$$1] = 1 } \
+		END { for (k in n) { all[p[k]] += n[k]; sum += n[k]; if (k in hit) { got[p[k]] += n[k]; h += n[k] } } \
+		for (q in all) printf "%-32s %5d of %5d statements  %5.1f %%\n", q, got[q], all[q], 100*got[q]/all[q]; \
+		printf "%-32s %5d of %5d statements  %5.1f %%\n", "all", h, sum, 100*h/sum }' bin/fuzz/cover.out | sort
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
 

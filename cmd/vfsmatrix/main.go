@@ -63,7 +63,7 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	}
 	root.PersistentFlags().StringVar(&a.treeDir, "tree", "", treeFlagHelp)
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
-	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.bench(),
+	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.fuzz(), a.bench(),
 		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest())
 	return root
 }

@@ -1,6 +1,7 @@
 package passthrough
 
 import (
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,4 +80,27 @@ func FuzzTranslation(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A file with two names is known by the one that was looked up last; when the guest forgets that one's directory, the file is still there
+// for it by the other. Found by vfsmatrix fuzz.
+func TestAFileOutlivesTheDirectoryItWasFoundIn(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(dir+"/d", 0o755))
+	require.NoError(t, os.WriteFile(dir+"/d/a", []byte("x"), 0o644))
+	require.NoError(t, os.Link(dir+"/d/a", dir+"/b"))
+	g := mount(t, dir, Config{InodeFileHandles: HandlesNever})
+	before := openDescriptors(t)
+	file := g.mustLookup(root, "b")
+	d := g.mustLookup(root, "d")
+	require.Equal(t, file, g.mustLookup(d, "a"))
+	g.forget(file, 1)
+	g.forget(d, 1)
+	_, e := g.getattr(file)
+	require.Zero(t, e)
+	require.Zero(t, g.unlink(root, "b"))
+	_, e = g.getattr(file)
+	require.Zero(t, e, "it has a name yet")
+	g.forget(file, 1)
+	require.Equal(t, before, openDescriptors(t), "the directory's descriptor is closed again")
 }

@@ -74,18 +74,26 @@ func (fs *FS) reopen(n *inode, depth int) (int, unix.Errno) {
 	case handle != nil:
 		fd, e = sys.OpenByHandle(mount, handle, unix.O_PATH|unix.O_NOFOLLOW)
 	case parent != nil && depth < maxDepth:
-		pfd := parent.use()
-		if parent.state.Load()&dead != 0 { // the guest forgot the directory before what is in it
-			parent.drop(fs.fds)
-			return -1, unix.ESTALE
-		}
-		if pfd < 0 {
+		pfd, spare := parent.use(), -1
+		switch {
+		case parent.state.Load()&dead != 0:
+			// The guest has forgotten the directory, but knows the file by another name elsewhere. A descriptor that is made now is
+			// nobody's to keep.
+			if spare, e = fs.reopen(parent, depth+1); e != 0 {
+				parent.drop(fs.fds)
+				return -1, e
+			}
+			pfd = spare
+		case pfd < 0:
 			if pfd, e = fs.fdOf(parent, depth+1); e != 0 {
 				parent.drop(fs.fds)
 				return -1, e
 			}
 		}
 		fd, e = sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if spare >= 0 {
+			sys.Close(spare)
+		}
 		parent.drop(fs.fds)
 	default:
 		return -1, unix.ESTALE

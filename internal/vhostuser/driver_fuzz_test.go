@@ -33,6 +33,13 @@ func FuzzDriver(f *testing.F) {
 	f.Add([]byte{2, 5, 0, 10, 0, 1, 0, 1, 3, 1, 1, 0, 11, 1, 0, 0, 1, 3, 1, 1, 0, 12, 0, 0, 0, 2, 3, 1, 2, 0})
 	f.Add([]byte{1, 4, 0, 0, 1, 3, 1, 1, 0, 13, 0, 0, 1, 1, 0, 0, 0, 3, 1, 0, 0})
 	f.Add([]byte{1, 4, 0, 14, 1, 0, 14, 1, 1, 14, 1, 2, 0, 1, 3, 1, 1, 0})
+	f.Add([]byte{1, 5, 0, 6, 1, 255, 0, 0, 3, 1, 0, 0, 6, 0, 9, 8, 1, 0, 0, 1, 3, 1, 1, 0})                 // an index that jumps, then a new ring
+	f.Add([]byte{1, 0x86, 0, 0, 1, 3, 1, 1, 0, 15, 0, 200, 9, 1, 5, 0, 1, 3, 1, 1, 0})                      // without the event index
+	f.Add([]byte{2, 6, 50, 0, 1, 255, 1, 1, 0, 15, 0, 250, 15, 0, 250, 0, 1, 3, 1, 1, 0, 0, 2, 3, 1, 2, 0}) // a request that blocks
+	f.Add([]byte{1, 6, 3, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 1, 1, 0, 15, 0, 255})
+	f.Add([]byte{1, 6, 2, 10, 0, 0, 2, 1, 3, 1, 1, 0, 12, 0, 0, 2, 1, 8, 1, 1, 0, 15, 0, 200, 11, 0, 0})
+	f.Add([]byte{0x80, 4, 2, 0, 1, 3, 1, 1, 0, 15, 0, 50, 13, 0, 0, 8, 0, 0, 8, 1, 0, 0, 1, 3, 1, 1, 0})
+	f.Add([]byte{1, 5, 2, 4, 1, 255, 4, 1, 200, 15, 0, 100, 0, 1, 254, 0, 1, 253, 1, 1, 0, 15, 0, 100, 0, 1, 3, 1, 1, 0})
 	log := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) < 3 {
@@ -71,7 +78,7 @@ func FuzzDriver(f *testing.F) {
 			case 0: // a request of the echo's
 				if arg != 255 || !blocked {
 					blocked = blocked || arg == 255
-					client.On(q).Start(fe.Request{Op: fe.Opcode(arg), Node: 1, OutArgs: int(arg) * 16})
+					client.On(q).Start(fe.Request{Op: fe.Opcode(arg), Node: 1, OutArgs: int(arg) * 16, OutData: int(arg>>6) << 15})
 				}
 			case 1:
 				q.Publish()
@@ -189,6 +196,8 @@ func FuzzListen(f *testing.F) {
 	f.Add("s", "nobody knows this group", byte(0))
 	f.Add(string(bytes.Repeat([]byte("n"), 200)), "", byte(0))
 	f.Add("d", "", byte(3))
+	f.Add("s", "", byte(4|1<<4))
+	f.Add("s", "", byte(1|2<<4))
 	f.Fuzz(func(t *testing.T, name, group string, before byte) {
 		if slices.Contains([]byte(name), 0) || len(name) > 255 || name != filepath.Base(name) && name != "no/such/folder" || len(group) > 40 {
 			return
@@ -206,6 +215,18 @@ func FuzzListen(f *testing.F) {
 			os.WriteFile(path, nil, 0o600)
 		case 3:
 			os.Mkdir(path, 0o700)
+		}
+		strange := -1 // a descriptor that is no listening socket is refused, and closed
+		switch before >> 4 % 4 {
+		case 1:
+			strange, _ = unix.Eventfd(0, unix.EFD_CLOEXEC)
+		case 2:
+			strange, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		}
+		if strange >= 0 {
+			_, err := vhostuser.ListenFD(strange)
+			require.Error(t, err)
+			require.NotContains(t, err.Error(), "\n")
 		}
 		fds := openFDs(t)
 		old, _ := os.Lstat(path)

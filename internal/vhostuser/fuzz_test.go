@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,6 +56,30 @@ func FuzzMessages(f *testing.F) {
 	f.Add(message(fe.MsgSetVringCall, 3, number(1)))
 	f.Add(message(fe.MsgSetMemTable, 0xff, append(state(4, 0), make([]byte, 128)...)))
 
+	// Each message with what it should carry and with what it should not, refused one after the other where a status is asked for.
+	agreed := message(fe.MsgSetProtocolFeatures, 0, number(1<<0|1<<3|1<<9|1<<13|1<<15|1<<16))
+	wrong := agreed
+	for r := fe.MsgGetFeatures; r <= fe.MsgCheckDeviceState; r++ {
+		for _, fds := range []byte{0, 1, 2, 5} {
+			for _, payload := range [][]byte{nil, number(1), number(1 << 40), state(1, 16), state(9, 3), state(1, 1<<20), addrs(1, 1, 2, 3), addrs(9, 0, 0, 0), region(1, 0, 0, 0), region(0, fuzzMemory, 1<<40, 0)} {
+				m := message(r, fds, payload)
+				if fds == 0 && len(payload) < 9 {
+					f.Add(join(agreed, m)) // whatever has a reply of its own ends the connection
+				}
+				if !slices.Contains([]fe.Message{fe.MsgGetFeatures, fe.MsgGetProtocolFeatures, fe.MsgGetQueueNum, fe.MsgGetMaxMemSlots, fe.MsgGetVringBase, fe.MsgGetConfig, fe.MsgGetStatus, fe.MsgSetProtocolFeatures}, r) {
+					wrong = append(wrong, m...)
+				}
+			}
+		}
+	}
+	f.Add(join(setUp, wrong))
+	f.Add(join(setUp, agreed, message(fe.MsgSetStatus, 0, number(15)), message(fe.MsgGetStatus, 0, nil), message(fe.MsgSetStatus, 0, number(0))))
+	f.Add(join(agreed, message(fe.MsgGetConfig, 0, configRequest(0, 40)), message(fe.MsgGetConfig, 0, configRequest(36, 8)), message(fe.MsgGetConfig, 0, nil)))
+	f.Add(join(setUp, message(fe.MsgSetVringKick, 2, number(1)), message(fe.MsgSetVringAddr, 0, addrs(1, 1<<40, 1<<40+4096, 1<<40+8192)), message(fe.MsgSetVringNum, 0, state(1, 32))))
+	f.Add(join(setUp, message(fe.MsgSetMemTable, 1, append(state(1, 0), region(0, fuzzMemory, 1<<41, 0)[8:]...)), message(fe.MsgGetFeatures, 0, nil)))
+	f.Add([]byte{1, 0, 0, 0, 1, 9, 0, 0})
+	f.Add([]byte{1, 9, 40, 0, 1, 2, 3})
+
 	mem, err := unix.MemfdCreate("guest-ram", unix.MFD_CLOEXEC)
 	require.NoError(f, err)
 	require.NoError(f, unix.Ftruncate(mem, fuzzMemory))
@@ -95,6 +120,13 @@ func FuzzMessages(f *testing.F) {
 			}
 			unix.Recvfrom(pair[1], answers[:], unix.MSG_DONTWAIT) // what it says does not matter
 			unix.Write(event, binary.NativeEndian.AppendUint64(nil, 1))
+		}
+		// What is on its way is dealt with before the end.
+		unix.Shutdown(pair[1], unix.SHUT_WR)
+		for {
+			if _, _, _, err := front.Recv(nil); err != nil {
+				break
+			}
 		}
 		front.Close()
 		select {
