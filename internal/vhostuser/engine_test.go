@@ -267,19 +267,20 @@ func TestVanishedMemory(t *testing.T) {
 	require.NoError(t, unix.Ftruncate(rings.FD, int64(rings.Size))) // for the front-end's own sake
 }
 
-// The monitor looks into the ring of a leader that is blocked while requests wait.
+// While leaders are blocked and requests wait, the monitor looks into the ring.
 func TestMonitorMeetsVanishedMemory(t *testing.T) {
 	e := &echo{block: make(chan struct{})}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{})
-	p := d.start(t, opBlock)
+	for range 60 {
+		d.start(t, opBlock)
+	}
 	d.Request(0).Publish()
-	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return e.blocked.Load() > 0 }, time.Second, 100*time.Microsecond)
 	rings := d.Memory.Regions[0]
 	require.NoError(t, unix.Ftruncate(rings.FD, 0))
 	time.Sleep(20 * time.Millisecond) // some of its ticks
 	require.NoError(t, unix.Ftruncate(rings.FD, int64(rings.Size)))
 	close(e.block)
-	_ = p
 	_, err := d.Conn.CallU64(fe.MsgGetFeatures, nil)
 	require.NoError(t, err)
 }
@@ -335,6 +336,7 @@ func TestUnfitWorkerIsReplaced(t *testing.T) {
 	}
 	d.quick(t, 1)
 	assert.EqualValues(t, 5, e.aborts.Load())
+	assert.Zero(t, e.reused.Load())
 }
 
 func TestNoWorker(t *testing.T) {

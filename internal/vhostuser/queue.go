@@ -40,19 +40,20 @@ type queue struct {
 	broken      bool
 	closed      bool
 
-	leader   *worker // who polls and sleeps, or will when its request is done
-	asleep   bool    // the leader sleeps
-	poll     time.Duration
-	brisk    bool // the last sleep was short
-	unshared int  // how many more large replies are not to be shared
-	backoff  int  // what unshared was set to last
-	want     int  // how many workers shall be at work while requests wait; the monitor's to set
-	active   int  // workers at work: leading, serving or about to
-	inflight int  // requests being served
-	workers  map[*worker]struct{}
-	spares   int // workers blocked in spring, less those that were called already
-	dismiss  int // how many of those called shall end
-	counters Counters
+	leader    *worker // who polls and sleeps, or will when its request is done
+	asleep    bool    // the leader sleeps
+	poll      time.Duration
+	brisk     bool      // the last sleep was short
+	pollAgain time.Time // no polling before
+	unshared  int       // how many more large replies are not to be shared
+	backoff   int       // what unshared was set to last
+	want      int       // how many workers shall be at work while requests wait; the monitor's to set
+	active    int       // workers at work: leading, serving or about to
+	inflight  int       // requests being served
+	workers   map[*worker]struct{}
+	spares    int // workers blocked in spring, less those that were called already
+	dismiss   int // how many of those called shall end
+	counters  Counters
 }
 
 // eventFD is an eventfd of the front-end that workers write to while they do not hold the queue's mutex. Replaced, it is closed when the

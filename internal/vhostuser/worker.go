@@ -23,6 +23,13 @@ const largeReply = 64 << 10
 // polling is given up.
 const pollStart = 8 * time.Microsecond
 
+// A turn of polling that takes as long as lostProcessor was interrupted for somebody else, who has better use for the processor: there is
+// no polling for pollPause.
+const (
+	lostProcessor = 50 * time.Microsecond
+	pollPause     = 50 * time.Millisecond
+)
+
 var (
 	errFault     = errors.New("guest memory vanished")
 	errMalformed = errors.New("malformed request")
@@ -333,10 +340,11 @@ func (w *worker) rest() {
 	q := w.q
 	began := time.Now()
 	if q.poll > 0 {
-		for end := began.Add(q.poll); ; {
+		end, last := began.Add(q.poll), began
+		for {
 			q.mu.Unlock()
 			virtqueue.Relax()
-			late := time.Now().After(end)
+			now := time.Now()
 			q.mu.Lock()
 			if q.leader != w || !q.running() {
 				return
@@ -345,9 +353,14 @@ func (w *worker) rest() {
 				q.counters.PollHits++
 				return
 			}
-			if late {
+			if now.Sub(last) > lostProcessor {
+				q.poll, q.pollAgain = 0, now.Add(pollPause)
 				break
 			}
+			if now.After(end) {
+				break
+			}
+			last = now
 		}
 	}
 	if more, err := w.listen(); more || err != nil {
@@ -412,6 +425,7 @@ func (q *queue) sleep(brisk, kickless bool) error {
 func (q *queue) adapt(waited time.Duration) {
 	most := q.dev.cfg.Poll
 	switch {
+	case time.Now().Before(q.pollAgain):
 	case waited <= most:
 		q.poll = min(max(2*q.poll, pollStart), most)
 	case q.poll > pollStart:
