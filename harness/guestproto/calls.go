@@ -14,6 +14,7 @@ const (
 	CallWalk        = "walk"        // WalkArgs → Walk: the tree as the guest sees it, with attributes and sha256
 	CallDiffer      = "differ"      // DifferArgs → Differ: random operations on the share and on a local tmpfs, compared
 	CallFsx         = "fsx"         // FsxArgs → Fsx: random data operations on one file against a model in memory
+	CallReadonly    = "readonly"    // ReadonlyArgs → Readonly: one check per kind of change, on a share that allows none
 	CallMount       = "mount"       // MountArgs → Mount: mount a tag (after a hot-plug), or again with other options
 	CallUnmount     = "unmount"     // MountArgs → Mount: unmount a tag
 	CallSleep       = "sleep"       // SleepArgs → nothing: time for the host to do something
@@ -25,7 +26,7 @@ const (
 func Calls() []string {
 	return []string{
 		CallInfo, CallPosixTest, CallBasics, CallBigIO, CallTree, CallContainment, CallIdentity, CallDurability, CallExec,
-		CallWalk, CallDiffer, CallFsx, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
+		CallWalk, CallDiffer, CallFsx, CallReadonly, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
 	}
 }
 
@@ -349,6 +350,8 @@ type DifferArgs struct {
 	Trace bool  `json:"trace,omitempty"` // with the last 20 operations before each difference
 	// Expect lists names of known differences to pass over (see Difference.Name).
 	Expect []string `json:"expect,omitempty"`
+	// NoTrusted uses user attributes for trusted ones, which the host asks CAP_SYS_ADMIN for.
+	NoTrusted bool `json:"no_trusted,omitempty"`
 }
 
 // Differ is the outcome: Ops done, and what differed.
@@ -393,6 +396,18 @@ type Fsx struct {
 	Path        string         `json:"path"`            // left for the host, under the share's root
 	SHA256      string         `json:"sha256"`          // of the final content
 	Size        int64          `json:"size"`
+}
+
+// ReadonlyArgs says where the host put something: Where.Dir has to hold "file" with Content and mode 0666, "dir" and "dir/inner", and
+// "link", a symbolic link to file.
+type ReadonlyArgs struct {
+	Where
+	Content string `json:"content"`
+}
+
+// Readonly has one check per kind of change, and some of what has to work.
+type Readonly struct {
+	Checks []Check `json:"checks"`
 }
 
 // MountArgs is a tag and mount options.

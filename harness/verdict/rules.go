@@ -45,6 +45,8 @@ func Rules() map[string]Named {
 		"owners-on-host":   {ownersOnHost, "each file belongs on the host to the ids that the serving process's maps give for the guest's ids", ""},
 		"checks":           {checks, "the checks pass", "names of checks; none is all"},
 		"big-io":           {bigIO, "the sha256 of what the guest wrote, what it read back, and what the host reads are the same", ""},
+		"differ":           {differ, "no random operation of several users and processes gave anything else on the share than on a local file system, nor did both trees at the end", ""},
+		"fsx":              {fsx, "each byte that was read, by whatever way, was the one written last", ""},
 		"tree":             {tree, "as many files were made, listed, renamed, listed again and removed as asked for, and none was left", ""},
 		"clean-exit":       {cleanExit, "guest, QEMU and daemon ended by themselves, with status 0", ""},
 		"no-processes":     {leftProcesses, "no process of the daemon is left", ""},
@@ -617,7 +619,7 @@ func older(v *View, than [2]int) bool {
 func checks(v *View, of []string) Finding {
 	var all []guestproto.Check
 	asked := false
-	for _, call := range []string{guestproto.CallPosixTest, guestproto.CallBasics, guestproto.CallDurability} {
+	for _, call := range []string{guestproto.CallPosixTest, guestproto.CallBasics, guestproto.CallDurability, guestproto.CallReadonly} {
 		var wanted []string
 		for _, n := range of {
 			if name, ok := strings.CutPrefix(n, call+":"); ok {
@@ -689,6 +691,45 @@ func bigIO(v *View, _ []string) Finding {
 		return holdsIf(false, "the guest wrote %d bytes %.12s, the host reads %d bytes %.12s", b.Bytes, b.WroteSHA256, h.Bytes, h.SHA256)
 	}
 	return holdsIf(true, "%d MiB, sha256 %.12s on both sides", b.Bytes>>20, b.WroteSHA256)
+}
+
+func differ(v *View, _ []string) Finding {
+	d, f := facts[guestproto.Differ](v, guestproto.CallDiffer)
+	switch {
+	case f != nil:
+		return *f
+	case d.Ops == 0:
+		return broken("no operation was done")
+	case d.Total > 0:
+		var all []string
+		for _, x := range d.Differences {
+			all = append(all, fmt.Sprintf("%s (%s): share %s, local %s", x.Name, x.Op, x.Share, x.Local))
+		}
+		return holdsIf(false, "%d of %d operations differ: %s", d.Total, d.Ops, some(all, 1))
+	}
+	known := 0
+	for _, n := range d.Known {
+		known += n
+	}
+	if known > 0 {
+		return holdsIf(true, "%d operations, %d differ in a way that is known and explained", d.Ops, known)
+	}
+	return holdsIf(true, "%d operations, no difference", d.Ops)
+}
+
+func fsx(v *View, _ []string) Finding {
+	x, f := facts[guestproto.Fsx](v, guestproto.CallFsx)
+	switch {
+	case f != nil:
+		return *f
+	case x.Mismatch != "":
+		return holdsIf(false, "%s", x.Mismatch)
+	case x.Ops == 0:
+		return broken("no operation was done")
+	case len(x.Unsupported) > 0:
+		return holdsIf(true, "%d operations, each byte right; refused: %s", x.Ops, strings.Join(x.Unsupported, ", "))
+	}
+	return holdsIf(true, "%d operations, each byte right", x.Ops)
 }
 
 func tree(v *View, _ []string) Finding {

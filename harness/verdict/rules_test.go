@@ -299,6 +299,20 @@ func ruleCases() map[string][]ruleCase {
 			{"nothing written", nil, obs{"bigio": guestproto.BigIO{}, "sha256": probe.SHA256{}}, b, "nothing was written"},
 			{"nobody looked on the host", nil, obs{"bigio": big}, b, "sha256"},
 		},
+		"differ": {
+			{"none", nil, obs{"differ": guestproto.Differ{Ops: 9}}, h, "9 operations, no difference"},
+			{"known", nil, obs{"differ": guestproto.Differ{Ops: 9, Known: map[string]int{"copy.mode": 2}}}, h, "2 differ in a way that is known"},
+			{"one", nil, obs{"differ": guestproto.Differ{Ops: 9, Total: 1, Differences: []guestproto.Difference{{Name: "open.errno", Share: "EIO", Local: "errno="}}}}, v, "1 of 9 operations differ: open.errno"},
+			{"more than were reported", nil, obs{"differ": guestproto.Differ{Ops: 9, Total: 3}}, v, "3 of 9"},
+			{"none done", nil, obs{"differ": guestproto.Differ{}}, b, "no operation"},
+		},
+		"fsx": {
+			{"right", nil, obs{"fsx": guestproto.Fsx{Ops: 9}}, h, "9 operations"},
+			{"some refused", nil, obs{"fsx": guestproto.Fsx{Ops: 9, Unsupported: []string{"zero"}}}, h, "refused: zero"},
+			{"a wrong byte", nil, obs{"fsx": guestproto.Fsx{Ops: 9, Mismatch: "operation 3, read: byte 0x1"}}, v, "operation 3, read: byte 0x1"},
+			{"wrong at once", nil, obs{"fsx": guestproto.Fsx{Mismatch: "operation 0, read: byte 0x1"}}, v, "operation 0"},
+			{"none done", nil, obs{"fsx": guestproto.Fsx{}}, b, "no operation"},
+		},
 		"tree": {
 			{"all", nil, obs{"tree": tree}, h, "9 files"},
 			{"a name lost", nil, obs{"tree": func() guestproto.Tree { c := tree; c.Listed = 8; return c }()}, v, "listed 8"},

@@ -59,17 +59,7 @@ func runCheck(k check, dir string, e *Env) (r guestproto.Check) {
 	start := time.Now()
 	c := &checker{dir: dir, env: e}
 	defer func() {
-		for _, fd := range c.fds {
-			_ = unix.Close(fd) // those that a check closed itself give EBADF
-		}
-		r.Seconds, r.Errno = time.Since(start).Seconds(), c.errn
-		if p := recover(); p != nil {
-			end, ok := p.(ended)
-			if !ok {
-				end = ended{guestproto.StatusFail, fmt.Sprintf("panic: %v", p)}
-			}
-			r.Status, r.Detail = end.status, end.detail
-		}
+		c.finish(&r, start, recover())
 		_ = os.RemoveAll(dir)
 	}()
 	if err := os.RemoveAll(dir); err != nil {
@@ -78,6 +68,22 @@ func runCheck(k check, dir string, e *Env) (r guestproto.Check) {
 	c.ok(os.MkdirAll(dir, 0o755), "mkdir")
 	k.run(c)
 	return r
+}
+
+// finish notes how a check ended: p is what it panicked with, or nil.
+func (c *checker) finish(r *guestproto.Check, start time.Time, p any) {
+	for _, fd := range c.fds {
+		_ = unix.Close(fd) // those that a check closed itself give EBADF
+	}
+	r.Seconds, r.Errno = time.Since(start).Seconds(), c.errn
+	if p == nil {
+		return
+	}
+	end, ok := p.(ended)
+	if !ok {
+		end = ended{guestproto.StatusFail, fmt.Sprintf("panic: %v", p)}
+	}
+	r.Status, r.Detail = end.status, end.detail
 }
 
 func (c *checker) fail(format string, args ...any) {

@@ -113,6 +113,8 @@ func Run(e *Env, call string, raw json.RawMessage) (any, error) {
 		return with(raw, e.differ)
 	case guestproto.CallFsx:
 		return with(raw, e.fsx)
+	case guestproto.CallReadonly:
+		return with(raw, e.readonly)
 	case guestproto.CallMount:
 		return with(raw, func(a guestproto.MountArgs) (guestproto.Mount, error) { return e.Shares.Mount(a), nil })
 	case guestproto.CallUnmount:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/guestproto"
 	"virtiofsd/internal/testenv"
@@ -105,6 +106,37 @@ func TestBigIOHashesWhatIsThere(t *testing.T) {
 	args.ReadOnly = true
 	again := call[guestproto.BigIO](t, e, guestproto.CallBigIO, args)
 	assert.NotEqual(t, facts.ReadSHA256, again.ReadSHA256)
+}
+
+func TestReadonly(t *testing.T) {
+	testenv.Need(t, "root")
+	e := local(t)
+	dir := filepath.Join(e.LocalDir, "ro")
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	inMemory(t, dir, "size=1m,mode=755")
+	require.NoError(t, os.WriteFile(dir+"/file", []byte("text"), 0o644))
+	require.NoError(t, os.Chmod(dir+"/file", 0o666))
+	require.NoError(t, os.MkdirAll(dir+"/dir/inner", 0o755))
+	require.NoError(t, os.Symlink("file", dir+"/link"))
+	args := guestproto.ReadonlyArgs{Where: guestproto.Where{Local: true, Dir: "ro"}, Content: "text"}
+	status := func() map[string]guestproto.Status {
+		all := map[string]guestproto.Status{}
+		for _, c := range call[guestproto.Readonly](t, e, guestproto.CallReadonly, args).Checks {
+			all[c.Name] = c.Status
+			t.Log(c.Name, c.Detail)
+		}
+		return all
+	}
+	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	for name, got := range status() {
+		assert.Equal(t, guestproto.StatusPass, got, name)
+	}
+	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT, ""))
+	for name, got := range status() {
+		if name != "reads" { // after the others, there is nothing left to read
+			assert.Equal(t, guestproto.StatusFail, got, "%s of what may be changed", name)
+		}
+	}
 }
 
 func TestTree(t *testing.T) {

@@ -117,6 +117,45 @@ func TestFilesAndDirectories(t *testing.T) {
 	assert.Equal(t, unix.ENOSYS, e)
 }
 
+// A file of several names is found again though the name that it was known by went, its directory's descriptor is closed, and nobody
+// has looked up another one since; and an open one though no name is known at all.
+func TestFilesOfSeveralNamesAreFoundAgain(t *testing.T) {
+	g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever, FDBudget: 1})
+	for _, d := range []string{"d", "e"} {
+		require.NoError(t, os.Mkdir(g.dir+"/"+d, 0o755))
+	}
+	d, e := g.mustLookup(root, "d"), g.mustLookup(root, "e")
+	evictAll := func(i int) {
+		dir := fmt.Sprint("many", i)
+		require.NoError(t, os.Mkdir(g.dir+"/"+dir, 0o755))
+		many := g.mustLookup(root, dir)
+		for i := range 40 * fdShards {
+			name := fmt.Sprint("f", i)
+			require.NoError(t, os.WriteFile(g.dir+"/"+dir+"/"+name, nil, 0o600))
+			f, errno := g.open(g.mustLookup(many, name), unix.O_RDONLY)
+			require.Zero(t, errno)
+			require.Zero(t, g.release(0, f))
+		}
+	}
+	for i, opened := range []bool{false, true} {
+		one, two := fmt.Sprint("one", i), fmt.Sprint("two", i)
+		f, errno := g.create(d, one, unix.O_RDWR, 0o644, 0)
+		require.Zero(t, errno)
+		_, errno = g.link(f.NodeId, e, two)
+		require.Zero(t, errno)
+		require.Zero(t, g.unlink(d, one))
+		if !opened {
+			require.Zero(t, g.release(f.NodeId, f.Fh))
+			require.Equal(t, f.NodeId, g.mustLookup(e, two))
+		}
+		evictAll(i)
+		a, errno := g.getattr(f.NodeId)
+		require.Zero(t, errno, "opened: %v", opened)
+		assert.EqualValues(t, 1, a.Nlink)
+	}
+	assert.NotZero(t, g.fs.Stats().Evictions)
+}
+
 func TestUnlinkedFilesLiveOn(t *testing.T) {
 	for _, h := range []Handles{HandlesNever, HandlesPrefer} {
 		g := mount(t, t.TempDir(), Config{InodeFileHandles: h, FDBudget: 1})

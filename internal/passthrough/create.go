@@ -278,22 +278,32 @@ func (t *thread) unlink(parent uint64, name fuse.Name, flags int) unix.Errno {
 		return e
 	}
 	defer t.put(p)
-	t.keep(fd, name)
-	return sys.Unlinkat(fd, name.Ptr(), flags)
+	n := t.keep(fd, name)
+	e = sys.Unlinkat(fd, name.Ptr(), flags)
+	t.gone(n, p, name, e)
+	return e
 }
 
 // keep opens the descriptor of what a name leads to before the name goes: the guest may use the file on, and for one
-// whose descriptor is closed, the name may be all that leads to it.
-func (t *thread) keep(pfd int, name fuse.Name) {
+// whose descriptor is closed, the name may be all that leads to it. What it returns, or nil, is for gone.
+func (t *thread) keep(pfd int, name fuse.Name) *inode {
 	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 {
-		return
+		return nil
 	}
 	n, fd := t.fs.nodes.peek(identify(&t.st))
+	if n != nil && fd < 0 {
+		_, _ = t.fs.fdOf(n, 0)
+	}
+	return n
+}
+
+// gone tells what keep returned how the removal of its name ended.
+func (t *thread) gone(n, p *inode, name fuse.Name, e unix.Errno) {
 	if n == nil {
 		return
 	}
-	if fd < 0 {
-		_, _ = t.fs.fdOf(n, 0)
+	if e == 0 {
+		n.unname(p, name)
 	}
 	t.put(n)
 }
@@ -310,16 +320,19 @@ func (t *thread) Rename(c *fuse.Caller, parent uint64, name fuse.Name, newParent
 		return e
 	}
 	defer t.put(q)
+	var over *inode
 	if flags&unix.RENAME_EXCHANGE == 0 {
-		t.keep(qfd, newName)
+		over = t.keep(qfd, newName)
 	}
 	if flags&unix.RENAME_WHITEOUT != 0 { // the whiteout is made, and has an owner
 		if e := t.become(c); e != 0 {
+			t.gone(over, q, newName, e)
 			return e
 		}
 	}
 	e = sys.Renameat2(pfd, name.Ptr(), qfd, newName.Ptr(), flags)
 	t.restore()
+	t.gone(over, q, newName, e)
 	if e != 0 {
 		return e
 	}

@@ -64,6 +64,23 @@ func (t *fileTable) get(id uint64) *file {
 	return f
 }
 
+// of finds any open file of an inode, as get does. It looks at all of them.
+func (t *fileTable) of(node uint64) *file {
+	for i := range t.shard {
+		s := &t.shard[i]
+		s.mu.RLock()
+		for _, f := range s.m {
+			if f.node == node {
+				f.state.Add(1)
+				s.mu.RUnlock()
+				return f
+			}
+		}
+		s.mu.RUnlock()
+	}
+	return nil
+}
+
 // remove takes a file out of the table; what the table held is the caller's to put.
 func (t *fileTable) remove(id uint64) *file {
 	s := &t.shard[id%shards]

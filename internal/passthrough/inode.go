@@ -48,9 +48,11 @@ type inode struct {
 	state   atomic.Uint64
 	hot     atomic.Bool // used since the descriptor cache last looked
 
+	nameless atomic.Bool // the name below was removed: the next lookup by another one is welcome
+
 	// slow guards the fields below, and is held while the descriptor is opened.
 	slow   sync.Mutex
-	parent *inode // nil for the root and files that never had a name
+	parent *inode // nil for the root and files without a name that is known
 	name   []byte // with NUL
 	handle *sys.ExportHandle
 	mount  int // descriptor for handle

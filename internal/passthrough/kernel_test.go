@@ -266,9 +266,6 @@ func TestNoDifferenceOnTheKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			at := kernelMount(t, cfg, tmpfs(t))
 			args := guestproto.DifferArgs{Seed: *seed, Ops: randomOps(), Trace: true, Max: 5}
-			if cfg.KillprivV2 { // set-id bits go even when it is root that does these: see killUnsaid
-				args.Expect = []string{"fallocate.mode", "copy.mode"}
-			}
 			facts := onKernel[guestproto.Differ](t, at, guestproto.CallDiffer, args)
 			for _, d := range facts.Differences {
 				t.Errorf("%d %s: %s\n  share %s\n  local %s\n   %s", d.N, d.Name, d.Op, d.Share, d.Local, strings.Join(d.Trace, "\n   "))

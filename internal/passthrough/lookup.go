@@ -42,7 +42,7 @@ func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) u
 			}
 			t.put(n)
 		}
-	} else if n.state.Load()&fdMask == 0 {
+	} else if n.state.Load()&fdMask == 0 || n.nameless.Load() {
 		n.rename(p, name)
 	}
 	t.entry(n, p, out)
@@ -65,6 +65,17 @@ func (n *inode) rename(p *inode, name []byte) {
 	n.slow.Lock()
 	if n.handle == nil && n.id != fuseabi.RootID && (n.parent != p || !slices.Equal(n.name, name)) {
 		n.parent, n.name = p, slices.Clone(name)
+	}
+	n.nameless.Store(false)
+	n.slow.Unlock()
+}
+
+// unname notes that a name is not the file's any more. It may have others, of which the next lookup tells.
+func (n *inode) unname(p *inode, name []byte) {
+	n.slow.Lock()
+	if n.parent == p && slices.Equal(n.name, name) {
+		n.parent, n.name = nil, nil
+		n.nameless.Store(true)
 	}
 	n.slow.Unlock()
 }

@@ -190,10 +190,10 @@ func (t *thread) killPriv(fd int) unix.Errno {
 	return t.cred.DropFsetid()
 }
 
-// killUnsaid is killPriv for changes of data with which the protocol does not say whether the caller has CAP_FSETID. Root has, but
-// a guest that knows idmapped mounts (ALLOW_IDMAP) sends no caller with these: then the bits go, which is the safe side.
+// killUnsaid is killPriv for changes of data with which the protocol does not say whether the caller has CAP_FSETID: root has. A
+// guest that knows idmapped mounts (ALLOW_IDMAP) sends no caller with these, and is new enough to ask for it by a SETATTR before.
 func (t *thread) killUnsaid(uid uint32, fd int) unix.Errno {
-	if uid == 0 || !t.fs.has(fuseabi.HandleKillprivV2) {
+	if uid == 0 || t.fs.has(fuseabi.AllowIdmap) || !t.fs.has(fuseabi.HandleKillprivV2) {
 		return 0
 	}
 	return t.killPriv(fd)

@@ -62,9 +62,23 @@ func (fs *FS) fdOf(n *inode, depth int) (int, unix.Errno) {
 	return fd, 0
 }
 
-// reopen opens the file again and checks that it is the one. No lock of n is held meanwhile: its ancestors may be needed,
-// and they may be wrong.
+// reopen opens the file again and checks that it is the one.
 func (fs *FS) reopen(n *inode, depth int) (int, unix.Errno) {
+	fd, e := fs.reopenFound(n, depth)
+	if e != unix.ESTALE {
+		return fd, e
+	}
+	if f := fs.files.of(n.id); f != nil { // whoever has it open can go on
+		defer f.put()
+		var name [16]byte
+		return sys.Openat(fs.proc, fdName(name[:], f.fd), unix.O_PATH, 0)
+	}
+	return -1, e
+}
+
+// reopenFound opens the file again by handle or name. No lock of n is held meanwhile: its ancestors may be needed, and they may be
+// wrong.
+func (fs *FS) reopenFound(n *inode, depth int) (int, unix.Errno) {
 	n.slow.Lock()
 	parent, name, handle, mount := n.parent, n.name, n.handle, n.mount
 	n.slow.Unlock()
