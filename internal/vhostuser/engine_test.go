@@ -406,6 +406,10 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		for q := range 5 {
 			d.quick(t, q)
 		}
+		kick, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+		require.NoError(t, err)
+		require.NoError(t, d.Conn.Ack(fe.MsgSetVringKick, number(1), kick), "one descriptor for another")
+		unix.Close(kick)
 		d.Close()
 		require.NoError(t, d.end(t))
 	}
