@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/frontend"
+	"virtiofsd/harness/launch"
 	"virtiofsd/harness/probe"
 	"virtiofsd/internal/testenv"
 )
@@ -195,6 +197,11 @@ func check(t *testing.T, h *host, m mode, tree []int, serving int) {
 			}
 		}
 	}
+	if m.uid != 0 && m.maps == "0 0 4294967295" { // of a process that is dumpable they are its user's (proc(5))
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(fmt.Sprintf("/proc/%d/maps", serving), &st))
+		assert.Zero(t, st.Uid, "other processes of the user may look into it")
+	}
 	if m.pivot {
 		mounts, err := probe.CollectMounts(target)
 		require.NoError(t, err)
@@ -347,4 +354,27 @@ func work(t *testing.T, h *host, m mode, f *frontend.FUSE) {
 	secret, err := os.ReadFile(filepath.Join(h.dir, "secret"))
 	require.NoError(t, err)
 	assert.Equal(t, "of the host", string(secret))
+}
+
+// TestStrayDescriptors: what the launcher forgot to close does not reach the serving process.
+func TestStrayDescriptors(t *testing.T) {
+	h := newHost(t)
+	s := h.spec(t, launcher{})
+	s.Wrap = []string{"sh", "-c", `exec 7</ "$@"`, "sh"}
+	d, err := launch.Start(context.Background(), s)
+	require.NoError(t, err)
+	t.Cleanup(d.Kill)
+	h.serve(t)
+	descriptors(t, mode{}, probe.Target{Launcher: os.Getpid(), Tree: d.Tree(), Serving: d.ServingPID(), Share: h.share})
+}
+
+// TestReadonlyMount: for --readonly it is the kernel that refuses to write, whatever the daemon does.
+func TestReadonlyMount(t *testing.T) {
+	h := newHost(t)
+	d := h.start(t, launcher{args: "--readonly"})
+	h.serve(t)
+	mounts, err := probe.CollectMounts(probe.Target{Launcher: os.Getpid(), Tree: d.Tree(), Serving: d.ServingPID(), Share: h.share})
+	require.NoError(t, err)
+	require.Len(t, mounts.Mounts, 1)
+	assert.Contains(t, strings.Split(mounts.Mounts[0].Options, ","), "ro")
 }

@@ -271,7 +271,7 @@ func (p *Plan) none(o config.Options, f Facts) error {
 	p.start(outside)
 	p.procViewIn(f)
 	p.add(OpShare, "open the share", "every request starts from this descriptor; names are checked, and links never followed")
-	p.leaves("the root directory and all namespaces are the caller's")
+	p.leaves("the root directory and all namespaces are the caller's; of files outside, Landlock guards what they hold, but neither names nor attributes")
 	if refusal(f) == "" || o.NoFailSetgroups {
 		return p.groups(o, f)
 	}
@@ -348,6 +348,9 @@ func (p *Plan) lockDown(o config.Options, f Facts) error {
 	}
 	p.add(OpNotDumpable, "make the process not dumpable", "other processes of the same user can neither trace it nor read its memory")
 	p.add(OpNoNewPrivs, "set no_new_privs", "no program started could gain privilege")
+	if p.Keep.Has(Mknod) && f.Initial() && !p.Has(OpPivot) {
+		p.leaves("device nodes made on the share can be opened by one who has taken the process over: give --modcaps=-mknod where the guest needs none")
+	}
 	if p.Handles {
 		p.leaves("CAP_DAC_READ_SEARCH is kept for export handles (--inode-file-handles): one who has taken the process over can open any file of the share's file system by it")
 	}
