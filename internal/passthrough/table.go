@@ -1,6 +1,7 @@
 package passthrough
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -19,15 +20,31 @@ type table struct {
 }
 
 type keyShard struct {
-	mu sync.RWMutex
-	m  map[key]*inode
-	_  [32]byte
+	mu   sync.RWMutex
+	m    map[key]*inode
+	most int // entries since m was made
+	_    [24]byte
 }
 
 type idShard struct {
-	mu sync.RWMutex
-	m  map[uint64]*inode
-	_  [32]byte
+	mu   sync.RWMutex
+	m    map[uint64]*inode
+	most int
+	_    [24]byte
+}
+
+// remove deletes an entry and returns the map, or a smaller one: Go's keep the room of as many entries as they ever had.
+func remove[K comparable](m map[K]*inode, k K, most *int) map[K]*inode {
+	const worth = 64
+	*most = max(*most, len(m))
+	delete(m, k)
+	if *most < worth || len(m) > *most/4 {
+		return m
+	}
+	*most = len(m)
+	small := make(map[K]*inode, len(m))
+	maps.Copy(small, m)
+	return small
 }
 
 func newTable(fds *fdCache) *table {
@@ -148,11 +165,11 @@ func (t *table) forget(id, count uint64) {
 	ids.mu.Lock()
 	gone := ids.m[id] == n
 	if gone {
-		delete(ids.m, id)
+		ids.m = remove(ids.m, id, &ids.most)
 	}
 	ids.mu.Unlock()
 	if s.m[n.key] == n {
-		delete(s.m, n.key)
+		s.m = remove(s.m, n.key, &s.most)
 	}
 	s.mu.Unlock()
 	if gone {

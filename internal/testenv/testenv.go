@@ -39,6 +39,7 @@ func needs() map[string]need {
 		"bwrap":     {probeTool("bwrap"), "install the package bubblewrap"},
 		"fuse":      {probeOpen("/dev/fuse"), "load the module: modprobe fuse"},
 		"loop":      {probeOpen("/dev/loop-control"), "load the module: modprobe loop"},
+		"mkfs":      {probeTool("mkfs.ext4"), "install the package e2fsprogs"},
 		"strace":    {probeTool("strace"), "install the package strace"},
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
