@@ -437,7 +437,7 @@ func FuzzWellFormed(f *testing.F) {
 func FuzzMemoryChanges(f *testing.F) {
 	f.Add(uint16(fuseabi.OpLookup), uint16(40), uint16(0), uint64(42)^uint64(1<<16), []byte("f\x00"))
 	f.Add(uint16(fuseabi.OpLookup), uint16(42), uint16(40), uint64(0x2f00), []byte("f\x00"))
-	f.Add(uint16(fuseabi.OpSetxattr), uint16(64), uint16(40), uint64(0xffff), []byte("\x05\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00user.a\x00value"))
+	f.Add(uint16(fuseabi.OpSetxattr), uint16(64), uint16(40), uint64(0xffff), []byte("\x05\x00\x00\x00\x00\x00\x00\x00user.a\x00value"))
 	f.Add(uint16(fuseabi.OpBatchForget), uint16(64), uint16(40), uint64(0xffffff), []byte("\x01\x00\x00\x00\x00\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"))
 	f.Add(uint16(fuseabi.OpWrite), uint16(85), uint16(56), uint64(0xffffff), append(make([]byte, 16), append([]byte{5}, make([]byte, 28)...)...))
 	f.Add(uint16(fuseabi.OpMkdir), uint16(80), uint16(36), uint64(0xffff), append([]byte("\xed\x01\x00\x00\x00\x00\x00\x00m\x00\x00\x00\x00\x00\x00\x00"), groups(1)...))

@@ -117,6 +117,8 @@ func FuzzRing(f *testing.F) {
 	f.Add(true, []byte{0, 1, 0, 10, 11, 12, 13, 14})
 	f.Add(false, []byte{0, 16, 0, 10, 11, 0, 200, 255, 10, 15})
 	f.Add(true, []byte{1, 2, 255, 10, 2, 255, 255, 11, 14})
+	f.Add(true, []byte{1, 16, 0, 0, 1, 0, 4}) // a head one behind the table
+	f.Add(false, []byte{0, 17, 0, 4, 4, 7})   // an index one too far ahead
 	d := newDriver(f, 16)
 	pristine := append([]byte(nil), d.mem[d.buffers:]...)
 	f.Fuzz(func(t *testing.T, eventIdx bool, ops []byte) {
