@@ -10,12 +10,13 @@ type Daemon struct {
 	Name    string   // for people: ours, c, rust, rust-1.14 …
 	Dialect string   // ours, c or rust
 	Exec    []string // program, with a loader before it if it needs one
+	Sandbox string   // none, chroot, namespace; "" = none, or chroot where the daemon has no none
 }
 
 // Options are what the benchmark and the hostile cases want of a daemon.
 type Options struct {
 	Share, Socket string
-	Sandbox       string // none, chroot, namespace; "" = none, or chroot where the daemon has no none
+	Sandbox       string // "" is the daemon's
 	Cache         string // "" = auto
 	Pool          int    // --thread-pool-size; 0 leaves the daemon's default
 	Extra         []string
@@ -23,6 +24,9 @@ type Options struct {
 
 // Argv is the daemon's command line.
 func (d Daemon) Argv(o Options) ([]string, error) {
+	if o.Sandbox == "" {
+		o.Sandbox = d.Sandbox
+	}
 	if o.Sandbox == "" {
 		o.Sandbox = "none"
 		if d.Dialect == "c" {

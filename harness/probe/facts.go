@@ -129,3 +129,22 @@ type Exit struct {
 	Mounts    []string `json:"mounts"`           // new in the launcher's mount namespace
 	Files     []string `json:"files"`            // socket, pid file: left beside the share
 }
+
+// HostileArgs are the arguments of probe hostile.
+type HostileArgs struct {
+	Only string `json:"only"` // a regular expression for names of cases; "" is all
+}
+
+// Hostile is what became of daemons that were attacked.
+type Hostile struct {
+	Cases []HostileCase `json:"cases"`
+}
+
+// HostileCase is one rule broken in one way (package hostile).
+type HostileCase struct {
+	Name      string `json:"name"`
+	Side      string `json:"side"` // guest or front-end: who broke it
+	Outcome   string `json:"outcome"`
+	Withstood bool   `json:"withstood"`
+	Detail    string `json:"detail,omitempty"`
+}

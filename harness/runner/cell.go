@@ -15,7 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"virtiofsd/harness/frontend"
 	"virtiofsd/harness/guestproto"
+	"virtiofsd/harness/hostile"
 	"virtiofsd/harness/impl"
 	"virtiofsd/harness/launch"
 	"virtiofsd/harness/probe"
@@ -381,7 +383,7 @@ func (c *cell) steps(ctx context.Context, phase string) {
 			c.note(s.Name, s.Probe, result.Guest, facts, err)
 			continue
 		}
-		facts, err := c.hostStep(s)
+		facts, err := c.hostStep(ctx, s)
 		c.note(s.Name, s.Probe, result.Host, facts, err)
 	}
 }
@@ -427,7 +429,7 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 var errGone = errors.New("the daemon has ended")
 
 // hostStep runs one probe on the host.
-func (c *cell) hostStep(s scenario.Step) (any, error) {
+func (c *cell) hostStep(ctx context.Context, s scenario.Step) (any, error) {
 	raw, err := json.Marshal(c.substitute(s.Args))
 	if err != nil {
 		return nil, err
@@ -466,8 +468,35 @@ func (c *cell) hostStep(s scenario.Step) (any, error) {
 			return nil, err
 		}
 		return probe.CollectLog(b), nil
+	case scenario.ProbeHostile:
+		return c.hostile(ctx, raw)
 	}
 	return nil, fmt.Errorf("no host probe %q", s.Probe)
+}
+
+// hostile attacks daemons of the cell's implementation, each a new one.
+func (c *cell) hostile(ctx context.Context, raw []byte) (*probe.Hostile, error) {
+	var a probe.HostileArgs
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return nil, err
+	}
+	only, err := regexp.Compile(a.Only)
+	if err != nil {
+		return nil, fmt.Errorf("only: %w", err)
+	}
+	d := frontend.Daemon{Name: c.i.Name, Dialect: c.i.Dialect, Exec: append(slices.Clone(c.i.Prefix), c.i.Path), Sandbox: c.s.Options.Sandbox}
+	results, err := hostile.Run(ctx, []frontend.Daemon{d}, only, nil)
+	if err != nil {
+		return nil, err
+	}
+	facts := &probe.Hostile{Cases: []probe.HostileCase{}}
+	for _, r := range results {
+		if r.Outcome == hostile.Failed {
+			return nil, fmt.Errorf("case %s: %s", r.Case, r.Detail)
+		}
+		facts.Cases = append(facts.Cases, probe.HostileCase{Name: r.Case, Side: string(r.Side), Outcome: string(r.Outcome), Withstood: r.Pass, Detail: r.Detail})
+	}
+	return facts, nil
 }
 
 // end powers the guest off, waits for the daemon, takes the last steps and records the exit.

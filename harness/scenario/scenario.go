@@ -134,12 +134,13 @@ const (
 	ProbeSHA256  = "sha256"  // the hash of a file in the share, as the host reads it
 	ProbeOutside = "outside" // whether anything beside the share changed
 	ProbeLog     = "log"     // what the daemon wrote
+	ProbeHostile = "hostile" // rules of FUSE, ring and vhost-user broken one by one, each against a daemon of its own with the scenario's sandbox
 	ProbeExit    = "exit"    // how the daemon and QEMU ended and what they left; always the last
 )
 
 // HostProbes lists the host's probes.
 func HostProbes() []string {
-	return []string{ProbeProc, ProbeMounts, ProbeFDs, ProbeOwners, ProbeSHA256, ProbeOutside, ProbeLog, ProbeExit}
+	return []string{ProbeProc, ProbeMounts, ProbeFDs, ProbeOwners, ProbeSHA256, ProbeOutside, ProbeLog, ProbeHostile, ProbeExit}
 }
 
 // Outcome is what is expected of a claim. The zero value is invalid.

@@ -26,6 +26,7 @@ func Rules() map[string]Named {
 	return map[string]Named{
 		"started":          {started, "the daemon became ready and the guest mounted the share", ""},
 		"attempts":         {attempts, "attempts of guest call containment were made, and none of them got outside", "patterns of attempts' names"},
+		"withstands":       {withstands, "cases of probe hostile were withstood: the daemon refused what breaks the rules, and served on where it could", "patterns of cases' names"},
 		"outside":          {outside, "what the host planted beside the share is as it was, and nothing is new there", ""},
 		"root-is-share":    {rootIsShare, "root and working directory of the serving process are the share's", ""},
 		"namespaces":       {namespaces, "the serving process has namespaces of its own", "kinds of namespaces"},
@@ -119,6 +120,28 @@ func attempts(v *View, of []string) Finding {
 		return broken("no attempt has a name like %s", strings.Join(of, ", "))
 	}
 	return none(bad, "%d attempts, none got out", n)
+}
+
+func withstands(v *View, of []string) Finding {
+	h, f := facts[probe.Hostile](v, scenario.ProbeHostile)
+	if f != nil {
+		return *f
+	}
+	var bad []string
+	n := 0
+	for _, c := range h.Cases {
+		if !matchAny(of, c.Name) {
+			continue
+		}
+		n++
+		if !c.Withstood {
+			bad = append(bad, strings.TrimSpace(fmt.Sprintf("%s: %s %s", c.Name, c.Outcome, c.Detail)))
+		}
+	}
+	if n == 0 {
+		return broken("no case has a name like %s", strings.Join(of, ", "))
+	}
+	return none(bad, "%d cases, all withstood", n)
 }
 
 // matchAny reports whether a name matches one of the patterns of path.Match; no pattern matches all.

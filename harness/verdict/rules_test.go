@@ -160,6 +160,12 @@ func ruleCases() map[string][]ruleCase {
 			{"a slash in the name", []string{"name-*"}, obs{"containment": guestproto.Containment{Attempts: []guestproto.Attempt{{Name: "name-a/b", Escaped: true}}}}, v, "name-a/b"},
 			{"none of that name", []string{"link-*"}, obs{"containment": guestproto.Containment{Attempts: []guestproto.Attempt{{Name: "dotdot-root"}}}}, b, "no attempt"},
 		},
+		"withstands": {
+			{"all", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "name-dot", Withstood: true}, {Name: "name-slash", Withstood: true}}}}, h, "2 cases"},
+			{"one not", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "name-dot", Withstood: true}, {Name: "name-slash", Outcome: "escaped", Detail: "x"}}}}, v, "name-slash: escaped x"},
+			{"another's", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "name-dot", Withstood: true}, {Name: "len-0", Outcome: "died"}}}}, h, "1 cases"},
+			{"none of that name", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "len-0", Withstood: true}}}}, b, "no case"},
+		},
 		"outside": {
 			{"as it was", nil, obs{"outside": probe.Outside{Entries: 3, Changed: []string{}}}, h, "3 entries"},
 			{"a new file", nil, obs{"outside": probe.Outside{Entries: 3, Changed: []string{"x: new"}}}, v, "x: new"},
