@@ -47,6 +47,14 @@ type runFlags struct {
 // defaultImpls are run without --impl.
 var defaultImpls = []string{"ours", "c"}
 
+// processors is how many cells run at a time where n were asked for.
+func processors(n int) int {
+	if n > 0 {
+		return n
+	}
+	return runtime.NumCPU()
+}
+
 func (a *app) runCmd() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
@@ -62,7 +70,7 @@ The run's folder holds the evidence, report.md and report.html.`,
 	cmd.Flags().StringVar(&f.shard, "shard", "", "I/N: only every N-th cell, from the I-th on; vfsmatrix merge joins the folders")
 	cmd.Flags().StringVar(&f.resume, "resume", "", "a run (a folder, or latest) that was cut off: cells that it finished are taken over")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "the run's folder; default: runs/TIME-ID in the tree")
-	cmd.Flags().IntVar(&f.parallel, "parallel", max(1, runtime.NumCPU()), "cells at a time")
+	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "cells at a time; 0 is as many as there are processors")
 	cmd.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
 	cmd.Flags().StringVar(&f.qemu, "qemu", "", "QEMU's program; default: "+qemu.DefaultBinary)
 	cmd.Flags().StringSliceVar(&f.must, "must", must, "needs that may not be missing: their lack is an error instead of a skip; all is every one ($"+mustEnv+")")
@@ -124,7 +132,7 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	err = runner.Run(ctx, runner.Config{
 		Scenarios: scenarios, Impls: impls, Kernels: kernels, Dir: dir, Writer: w,
 		Judge: judge, Only: func(n int, c result.CellID) bool { return n%parts == part-1 && !done[c] },
-		Parallel: f.parallel, Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
+		Parallel: processors(f.parallel), Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
 	})
 	p.finish()
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -37,7 +36,7 @@ fault fails, that no other claim does, and that the harness makes no error.`,
 			if err != nil {
 				return err
 			}
-			c.Claims, c.Only, c.Log = b.claims, args, a.log()
+			c.Claims, c.Only, c.Log, c.Parallel = b.claims, args, a.log(), processors(c.Parallel)
 			if c.Program, err = os.Executable(); err != nil {
 				return err
 			}
@@ -75,7 +74,7 @@ fault fails, that no other claim does, and that the harness makes no error.`,
 	cmd.Flags().BoolVar(&list, "list", false, "show the faults and run nothing")
 	cmd.Flags().BoolVar(&adopt, "adopt", false, "make what was caught the evidence of the pages (docs/evidence), beside what stands there of other faults")
 	cmd.Flags().StringVar(&dir, "dir", "", "keep the evidence in this folder")
-	cmd.Flags().IntVar(&c.Parallel, "parallel", max(1, runtime.NumCPU()), "cells at a time")
+	cmd.Flags().IntVar(&c.Parallel, "parallel", 0, "cells at a time; 0 is as many as there are processors")
 	cmd.Flags().StringVar(&c.Accel, "accel", "auto", "auto, kvm or tcg")
 	cmd.Flags().StringVar(&c.QEMU, "qemu", "", "QEMU's program")
 	return cmd
