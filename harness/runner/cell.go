@@ -499,6 +499,25 @@ func (c *cell) hostile(ctx context.Context, raw []byte) (*probe.Hostile, error) 
 	return facts, nil
 }
 
+// autopsy keeps what the daemon's threads wait for in the cell's folder: a guest that does not end for no reason that is known has met a
+// bug which does not show every time.
+func (c *cell) autopsy() {
+	var b strings.Builder
+	for _, pid := range c.daemon.Tree() {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid)) // the pattern is sound
+		for _, t := range tasks {
+			fmt.Fprintln(&b, t)
+			for _, f := range []string{"comm", "wchan", "syscall", "stack"} {
+				text, _ := os.ReadFile(filepath.Join(t, f)) // it may have ended, or not be ours to see
+				fmt.Fprintf(&b, "  %s: %s\n", f, strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n    "))
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "threads.txt"), []byte(b.String()), 0o644); err != nil {
+		c.Log.Warn("cannot keep what the daemon waits for", "cell", c.id.String(), "err", err)
+	}
+}
+
 // end powers the guest off, waits for the daemon, takes the last steps and records the exit.
 func (c *cell) end(ctx context.Context) {
 	c.progress(Event{Cell: c.id, Step: "end"})
@@ -512,6 +531,9 @@ func (c *cell) end(ctx context.Context) {
 		exit, err := c.vm.PowerOff(bound)
 		cancel()
 		if err != nil {
+			if c.stuck == "" {
+				c.autopsy()
+			}
 			c.Log.Debug("guest did not power off in order", "cell", c.id.String(), "err", err)
 		}
 		e.GuestDone, e.QEMU = exit.Done, exit.Status
