@@ -77,8 +77,8 @@ func Table(w io.Writer, run *result.Stored, color bool) error {
 
 	var b strings.Builder
 	b.WriteString(t.Render() + "\n")
-	surprises(&b, run, paint)
 	knownShort(&b, run)
+	surprises(&b, run, paint) // last, where the tail of a log keeps it
 	if run.End == nil {
 		b.WriteString("\n" + paint(text.FgRed, "the run is broken: it has no end record, or its files do not fit together") + "\n")
 	}
