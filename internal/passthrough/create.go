@@ -227,7 +227,7 @@ func (t *thread) existing(p *inode, pfd int, in *fuseabi.CreateIn, name fuse.Nam
 	if e == 0 {
 		e = t.open(n, fd, in.Flags, in.OpenFlags, &out.OpenOut)
 		if e == 0 && in.Flags&unix.O_TRUNC != 0 {
-			e = t.refresh(fd, out)
+			e = t.fdAttr(fd, &out.Attr)
 		}
 		t.put(n)
 	}
@@ -235,14 +235,6 @@ func (t *thread) existing(p *inode, pfd int, in *fuseabi.CreateIn, name fuse.Nam
 		t.fs.nodes.forget(out.NodeId, 1)
 	}
 	return e
-}
-
-func (t *thread) refresh(fd int, out *fuseabi.CreateOut) unix.Errno {
-	if e := sys.FStatx(fd, unix.STATX_BASIC_STATS, &t.st); e != 0 {
-		return e
-	}
-	t.attr(&out.Attr)
-	return 0
 }
 
 // Tmpfile implements fuse.Thread.

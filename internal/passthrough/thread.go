@@ -19,6 +19,7 @@ type thread struct {
 	masked  bool // umask is not 0
 	private bool // working directory and umask are this thread's own
 	st      unix.Statx_t
+	fst     unix.Stat_t
 	sf      unix.Statfs_t
 	lk      unix.Flock_t
 	times   [2]unix.Timespec
@@ -144,10 +145,26 @@ func (t *thread) setTTL(sec *uint64, nsec *uint32) { *sec, *nsec = t.fs.ttl.sec,
 
 // statFD fills in attributes of a descriptor.
 func (t *thread) statFD(fd int, out *fuseabi.AttrOut) unix.Errno {
-	if e := sys.FStatx(fd, unix.STATX_BASIC_STATS, &t.st); e != 0 {
+	if e := t.fdAttr(fd, &out.Attr); e != 0 {
 		return e
 	}
-	t.attr(&out.Attr)
 	t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+	return 0
+}
+
+// fdAttr is attr for a descriptor.
+func (t *thread) fdAttr(fd int, a *fuseabi.Attr) unix.Errno {
+	st := &t.fst
+	if e := sys.Fstat(fd, st); e != 0 {
+		return e
+	}
+	a.Ino, a.Size, a.Blocks = st.Ino, uint64(st.Size), uint64(st.Blocks)
+	a.Atime, a.Atimensec = uint64(st.Atim.Sec), uint32(st.Atim.Nsec)
+	a.Mtime, a.Mtimensec = uint64(st.Mtim.Sec), uint32(st.Mtim.Nsec)
+	a.Ctime, a.Ctimensec = uint64(st.Ctim.Sec), uint32(st.Ctim.Nsec)
+	a.Mode, a.Nlink, a.Blksize = st.Mode, uint32(st.Nlink), uint32(st.Blksize)
+	a.Uid, a.Gid = toGuest(t.fs.cfg.TranslateUID, st.Uid), toGuest(t.fs.cfg.TranslateGID, st.Gid)
+	a.Rdev = guestDev(unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	a.Flags = 0
 	return 0
 }

@@ -35,6 +35,12 @@ func FStatx(fd int, mask uint32, st *unix.Statx_t) unix.Errno {
 	return Statx(fd, &empty[0], unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW, mask, st)
 }
 
+// Fstat is fstat(2) of a descriptor of any kind, O_PATH included. It is the cheapest way to the attributes that it gives.
+func Fstat(fd int, st *unix.Stat_t) unix.Errno {
+	_, e := call(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(st)), 0, 0, 0, 0)
+	return e
+}
+
 // Openat is openat(2). O_CLOEXEC is always set, and O_NOCTTY.
 func Openat(dirfd int, name *byte, flags int, mode uint32) (int, unix.Errno) {
 	fd, e := call(unix.SYS_OPENAT, uintptr(dirfd), uintptr(unsafe.Pointer(name)), uintptr(flags|unix.O_CLOEXEC|unix.O_NOCTTY), uintptr(mode), 0, 0)

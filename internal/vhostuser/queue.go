@@ -39,6 +39,7 @@ type queue struct {
 	started     bool
 	broken      bool
 	closed      bool
+	tell        coalescer
 
 	leader    *worker // who polls and sleeps, or will when its request is done
 	asleep    bool    // the leader sleeps
@@ -205,7 +206,7 @@ func (q *queue) start(mem *guestmem.Table, f virtqueue.Features) error {
 		if err := q.setup(mem, f); err != nil {
 			return fmt.Errorf("queue %d: %w", q.index, err)
 		}
-		q.started, q.broken, q.want, q.poll = true, false, 1, 0
+		q.started, q.broken, q.want, q.poll, q.tell = true, false, 1, 0, coalescer{}
 	}
 	q.staff()
 	q.nudge()

@@ -249,16 +249,25 @@ func (w *worker) turn(pushing bool, head uint16, used uint32, out *aftermath) (n
 func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, ok, signal bool, err error) {
 	defer rescue(&err)
 	q := w.q
-	if pushing && q.ring.Size() != 0 && !q.broken {
+	usable := q.ring.Size() != 0 && !q.broken
+	if pushing && usable {
 		q.ring.Push(head, used)
+		q.tell.untold++
+	}
+	if !w.unfit && q.running() && (!w.surplus() || q.active <= q.want) {
+		next, ok, err = q.ring.Next()
+	}
+	if usable && q.tell.untold > 0 && (!ok || q.tell.due(q.ring.Waiting(), clock)) {
+		q.tell.untold = 0
 		signal = q.ring.MustSignal()
 	}
-	if w.unfit || !q.running() || w.surplus() && q.active > q.want {
-		return 0, false, signal, nil
-	}
-	next, ok, err = q.ring.Next()
 	return next, ok, signal, err
 }
+
+// epoch is what clock counts from. A difference costs one reading of the monotonic clock; time.Now would read two.
+var epoch = time.Now()
+
+func clock() time.Duration { return time.Since(epoch) }
 
 // serve walks the chain and has it served; the queue's mutex is not held.
 func (w *worker) serve(layout *virtqueue.Layout, head uint16) (used uint32, err error) {

@@ -100,6 +100,9 @@ func (r *Ring) Pending(fresh bool) (int, error) {
 	return int(r.known - r.next), nil
 }
 
+// Waiting is how many heads are known to wait, without a look at the driver's index.
+func (r *Ring) Waiting() int { return int(r.known - r.next) }
+
 // Next takes one head off the avail ring; ok is false when there is none. A head outside of the descriptor table is taken and
 // reported as ErrHead: there is no element by which it could be completed.
 func (r *Ring) Next() (head uint16, ok bool, err error) {
