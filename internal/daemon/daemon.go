@@ -162,7 +162,7 @@ func run(o config.Options, stdout io.Writer) error {
 		if pid, err = newPidFile(o.SocketPath); err != nil {
 			return err
 		}
-		listener, err = vhostuser.Listen(o.SocketPath, o.SocketGroup)
+		listener, err = vhostuser.Prepare(o.SocketPath, o.SocketGroup)
 	}
 	defer pid.remove()
 	if err != nil {
@@ -227,6 +227,10 @@ func (p *parent) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := p.listener.Bind(); err != nil { // who finds the socket finds a daemon in its sandbox behind it
+		c.Kill()
+		return err
+	}
 	p.listener.Close() // only the child accepts: a second front-end is refused once it stops listening
 	if err := sandbox.Shed(toRemove(p.SocketPath), p.plan.Bounding); err != nil {
 		p.log.Warn("cannot give up the parent's privileges", "err", err)
@@ -290,7 +294,7 @@ func child() int {
 		}
 	}()
 	err = func() error {
-		listener, err := vhostuser.ListenFD(int(in.Files[0].Fd()))
+		listener, err := vhostuser.Adopt(int(in.Files[0].Fd()))
 		if err != nil {
 			return err
 		}

@@ -2,10 +2,10 @@
 //
 // # Start
 //
-// Options are checked, stray descriptors closed, the socket bound, limits raised. Then the plan: this process starts
-// the one that serves, which enters the sandbox and reports what it has reached there. The parent stays outside, whatever the mode: it
-// can remove socket and pid file in the end, and say how the other ended. It gives up its privileges, and only then lets
-// the other accept a front-end and say that it waits for one.
+// Options are checked, stray descriptors closed, limits raised. Then the plan: this process starts the one that serves, which enters the
+// sandbox and reports what it has reached there. Only then the socket appears. The parent stays outside, whatever the mode: it can
+// remove socket and pid file in the end, and say how the other ended. It gives up its privileges, and only then lets the other
+// accept a front-end and say that it waits for one.
 //
 // # End
 //

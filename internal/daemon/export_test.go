@@ -110,7 +110,7 @@ func insider(o Outside, w io.Writer) error {
 		in.Options.InodeFileHandles = "never"
 	}
 	log := newLog(in.Options)
-	listener, err := vhostuser.ListenFD(int(in.Files[0].Fd()))
+	listener, err := vhostuser.Adopt(int(in.Files[0].Fd()))
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -377,4 +379,37 @@ func TestReadonlyMount(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, mounts.Mounts, 1)
 	assert.Contains(t, strings.Split(mounts.Mounts[0].Options, ","), "ro")
+}
+
+// TestSocketAppearsWithTheSandbox: a launcher that finds the socket may look at once at what it has started.
+func TestSocketAppearsWithTheSandbox(t *testing.T) {
+	h := newHost(t)
+	bin, err := build()
+	require.NoError(t, err)
+	for range 5 {
+		cmd := exec.Command(bin, "--socket-path", h.socket, "--shared-dir", h.share)
+		require.NoError(t, cmd.Start())
+		began := time.Now()
+		for {
+			if _, err := os.Lstat(h.socket); err == nil {
+				break
+			}
+			require.Less(t, time.Since(began), 20*time.Second)
+		}
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+		require.NoError(t, err)
+		seen := 0
+		for _, children := range threads {
+			pids, _ := os.ReadFile(children) // a thread may end
+			for _, pid := range strings.Fields(string(pids)) {
+				status, err := os.ReadFile("/proc/" + pid + "/status")
+				require.NoError(t, err)
+				assert.Contains(t, string(status), "\nSeccomp:\t2\n")
+				seen++
+			}
+		}
+		assert.Equal(t, 1, seen, "the process that serves")
+		require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+		assert.NoError(t, cmd.Wait())
+	}
 }

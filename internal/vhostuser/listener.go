@@ -19,12 +19,28 @@ import (
 type Listener struct {
 	l    *net.UnixListener
 	file *os.File
+	fd   int           // file's; asked of it again, it would be made a blocking one, in the process that serves too
+	path string        // where Bind is to bind it, "" for one that listens
+	gid  int           // the group that may connect, -1 for none
 	next *net.UnixConn // accepted already, while the front-end before it was going
 }
 
-// Listen binds path, replacing a socket that is there, with mode 0700, or 0770 and the group where group (a name or a number) is not
-// empty. The socket's directory must exist. Close leaves the socket in the file system.
+// Listen is Prepare and Bind.
 func Listen(path, group string) (*Listener, error) {
+	l, err := Prepare(path, group)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Bind(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Prepare makes a socket, for Bind to bind to path with mode 0700, or 0770 and the group where group (a name or a number) is not empty. A
+// socket that is there is removed. The socket's directory must exist.
+func Prepare(path, group string) (*Listener, error) {
 	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
 		return nil, fmt.Errorf("listen on %s: the path is longer than %d bytes, which is all a Unix socket's address holds; use a shorter or a relative one", path, len(unix.RawSockaddrUnix{}.Path)-1)
 	}
@@ -52,24 +68,37 @@ func Listen(path, group string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
 	}
+	l, err := Adopt(fd)
+	if err != nil {
+		return nil, err
+	}
+	l.path, l.gid = path, gid
+	return l, nil
+}
+
+// Bind makes a prepared socket appear in the file system, and front-ends can connect. On one that listens already it does nothing. Close
+// leaves the socket in the file system.
+func (l *Listener) Bind() error {
+	if l.path == "" {
+		return nil
+	}
 	mask := 0o077
-	if gid >= 0 {
+	if l.gid >= 0 {
 		mask = 0o007
 	}
 	old := unix.Umask(mask)
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	err := unix.Bind(l.fd, &unix.SockaddrUnix{Name: l.path})
 	unix.Umask(old)
-	if err == nil && gid >= 0 {
-		err = os.Chown(path, -1, gid)
+	if err == nil && l.gid >= 0 {
+		err = os.Chown(l.path, -1, l.gid)
 	}
 	if err == nil {
-		err = unix.Listen(fd, 1)
+		err = unix.Listen(l.fd, 1)
 	}
 	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
+		return fmt.Errorf("listen on %s: %w", l.path, err)
 	}
-	return ListenFD(fd)
+	return nil
 }
 
 func lookupGroup(group string) (int, error) {
@@ -85,15 +114,24 @@ func lookupGroup(group string) (int, error) {
 
 // ListenFD takes over a descriptor that must be a listening Unix stream socket.
 func ListenFD(fd int) (*Listener, error) {
+	l, err := Adopt(fd)
+	if err != nil {
+		return nil, err
+	}
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+		l.Close()
+		return nil, fmt.Errorf("descriptor %d is not a listening socket; pass one on which listen(2) was called", fd)
+	}
+	return l, nil
+}
+
+// Adopt takes over a descriptor of a Unix stream socket on which somebody will have called listen(2) when a front-end is accepted.
+func Adopt(fd int) (*Listener, error) {
 	f := os.NewFile(uintptr(fd), "listener")
 	if f == nil {
 		return nil, fmt.Errorf("descriptor %d is not open; pass a listening Unix socket", fd)
 	}
 	unix.CloseOnExec(fd)
-	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-		f.Close()
-		return nil, fmt.Errorf("descriptor %d is not a listening socket; pass one on which listen(2) was called", fd)
-	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		f.Close()
@@ -106,7 +144,7 @@ func ListenFD(fd int) (*Listener, error) {
 		return nil, fmt.Errorf("descriptor %d is no Unix socket", fd)
 	}
 	ul.SetUnlinkOnClose(false)
-	return &Listener{l: ul, file: f}, nil
+	return &Listener{l: ul, file: f, fd: fd}, nil
 }
 
 // File is the listening socket, to be handed to a child process. It stays the listener's.
