@@ -223,8 +223,10 @@ func title(implName string) string {
 		return "ours (Go)"
 	case "c":
 		return "C (QEMU)"
-	case "rust", "rust-next":
+	case "rust":
 		return "Rust"
+	case "rust-next":
+		return "Rust (newer)"
 	}
 	return implName
 }
