@@ -28,6 +28,7 @@ want mkfs.ext4 e2fsprogs                          # small file systems that fill
 want setfacl acl
 want xz xz-utils
 want zstd zstd
+case ",${MATRIX_MUST:-}," in *,chromium,*) want chromium chromium ;; esac # who wants the generated page looked at as well
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ]; then

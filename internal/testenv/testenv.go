@@ -43,6 +43,7 @@ func needs() map[string]need {
 		"strace":    {probeTool("strace"), "install the package strace"},
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
+		"chromium":  {probeTool("chromium"), "install the package chromium"},
 		"systemd":   {probeTool("systemd-socket-activate"), "install the package systemd"},
 		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
 		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
