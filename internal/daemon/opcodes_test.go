@@ -44,6 +44,9 @@ var optionSets = []string{
 // flockRow stands for SETLK where it is flock(2) that asks.
 const flockRow = fuseabi.OpcodeEnd + fuseabi.OpSetlk
 
+// place orders the rows.
+func place(op fuseabi.Opcode) int { return 2*int(op%fuseabi.OpcodeEnd) + int(op/fuseabi.OpcodeEnd) }
+
 // ask sends one well-formed request of each opcode that Linux may send, and returns the errno of each answer. Requests without an answer
 // are followed by one that has one.
 func ask(t *testing.T, h *host, f *frontend.FUSE, flags fuseabi.InitFlags) map[fuseabi.Opcode]unix.Errno {
@@ -198,7 +201,7 @@ answer, and *taken* has no answer by the protocol. The guest's kernel takes ENOS
 `)
 	base := all[0]
 	b.WriteString("| opcode | with the defaults | otherwise |\n|---|---|---|\n")
-	for _, op := range slices.SortedFunc(maps.Keys(base.answers), func(a, b fuseabi.Opcode) int { return int(a%fuseabi.OpcodeEnd) - int(b%fuseabi.OpcodeEnd) }) {
+	for _, op := range slices.SortedFunc(maps.Keys(base.answers), func(a, b fuseabi.Opcode) int { return place(a) - place(b) }) {
 		was := word(op, base.answers[op])
 		var other []string
 		for i, c := range optionSets[1:] {
