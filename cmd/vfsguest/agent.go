@@ -21,6 +21,7 @@ const portWait = 20 * time.Second
 
 type agent struct {
 	port    *os.File
+	in      chan request
 	out     *guestproto.Writer
 	modules []string
 	shares  workload.Shares
@@ -68,11 +69,31 @@ func (a *agent) send(m guestproto.Message, facts any) error {
 	return a.out.Write(m)
 }
 
-// serve answers calls until poweroff.
-func (a *agent) serve() error {
+// request is a line of the port.
+type request struct {
+	guestproto.Request
+	err error
+}
+
+// listen reads the port, so that a session hears of input while its program runs.
+func (a *agent) listen() {
 	r := guestproto.NewReader[guestproto.Request](a.port)
 	for {
 		q, err := r.Next()
+		a.in <- request{q, err}
+		if err != nil && !errors.Is(err, guestproto.ErrLine) {
+			return
+		}
+	}
+}
+
+// serve answers calls until poweroff.
+func (a *agent) serve() error {
+	a.in = make(chan request)
+	go a.listen()
+	for {
+		r := <-a.in
+		q, err := r.Request, r.err
 		if errors.Is(err, guestproto.ErrLine) {
 			if err := a.send(guestproto.Message{Kind: guestproto.KindLog, Error: err.Error()}, nil); err != nil {
 				return err
@@ -81,6 +102,9 @@ func (a *agent) serve() error {
 		}
 		if err != nil {
 			return fmt.Errorf("the host closed the guest port: %w", err)
+		}
+		if q.Call == guestproto.CallInput { // for a session that has just ended
+			continue
 		}
 		if q.Call == guestproto.CallPowerOff {
 			done := guestproto.Message{Kind: guestproto.KindDone, ID: q.ID, Call: q.Call}
@@ -111,6 +135,9 @@ func (a *agent) call(q guestproto.Request) (facts any, err error) {
 			facts, err = nil, fmt.Errorf("agent panicked: %v\n%s", p, debug.Stack())
 		}
 	}()
+	if q.Call == guestproto.CallSession {
+		return a.session(q)
+	}
 	env := &workload.Env{
 		Shares: &a.shares,
 		Progress: func(step string, done, total int64) {

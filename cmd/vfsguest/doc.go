@@ -2,7 +2,7 @@
 //
 // It mounts proc, sys, dev and a tmpfs, loads the modules of the image, opens the virtio-serial port that package guestproto names,
 // mounts the virtio-fs tags of the kernel command line (vfs.mount=TAG or vfs.mount=TAG:OPTIONS, any number of them) at /mnt/TAG,
-// says hello, and then serves the calls of package workload, one at a time, until "poweroff". A share that cannot be mounted is a fact in the
+// says hello, and then serves the calls of package workload, one at a time, until "poweroff", and a person's session (session.go). A share that cannot be mounted is a fact in the
 // hello, not a failure. A panic in a call is that call's error. What keeps the agent from working at all is sent over the port, if
 // there is one, printed on the console, and the guest powers off.
 //

@@ -64,7 +64,7 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	root.PersistentFlags().StringVar(&a.treeDir, "tree", "", treeFlagHelp)
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.fuzz(), a.bench(),
-		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest())
+		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest(), a.boot())
 	return root
 }
 
@@ -75,9 +75,12 @@ func run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var status exitStatus
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &status):
+		return int(status)
 	case errors.Is(err, errNotExpected):
 		return exitNot
 	case errors.As(err, &usage), !a.ran:

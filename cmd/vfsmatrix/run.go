@@ -359,7 +359,7 @@ func host(ctx context.Context, f runFlags) map[string]string {
 	return h
 }
 
-func isTerminal(w io.Writer) bool {
+func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

@@ -20,6 +20,10 @@ const (
 	CallSleep       = "sleep"       // SleepArgs → nothing: time for the host to do something
 	CallPanic       = "panic"       // nothing → Error: the agent panics in the call on purpose (tests of the harness)
 	CallPowerOff    = "poweroff"    // nothing → done: unmount all, power off
+
+	// For people, and so no step of a scenario (not among Calls): a program of the guest joined to the host's own streams.
+	CallSession = "session" // SessionArgs → SessionEnd: output messages until the program ends
+	CallInput   = "input"   // Input, to the session that runs; no answer
 )
 
 // Calls lists every call name that a guest serves.
@@ -414,6 +418,46 @@ type Readonly struct {
 type MountArgs struct {
 	Tag     string `json:"tag"`
 	Options string `json:"options,omitempty"`
+	Dir     string `json:"dir,omitempty"` // where to; "" is /mnt/TAG
+}
+
+// SessionArgs is a program of the guest, run as root in Dir. With a terminal, all it writes is Stdout.
+type SessionArgs struct {
+	Argv     []string  `json:"argv"`
+	Dir      string    `json:"dir"`
+	Terminal *Terminal `json:"terminal,omitempty"` // nil: pipes
+}
+
+// Terminal is what the program is to believe of the terminal.
+type Terminal struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+	Term string `json:"term,omitempty"` // $TERM
+}
+
+// SessionEnd is how the program ended: its exit status, 128+signal, 127 or 126 where it could not be started.
+type SessionEnd struct {
+	Status int `json:"status"`
+}
+
+// Input goes to the program: bytes, the end of them, or the terminal's new size.
+type Input struct {
+	Data []byte    `json:"data,omitempty"`
+	EOF  bool      `json:"eof,omitempty"`
+	Size *Terminal `json:"size,omitempty"`
+}
+
+// The streams of an [Output].
+const (
+	Started = 0 // no data: the program runs, and takes input
+	Stdout  = 1
+	Stderr  = 2
+)
+
+// Output is the Facts of an output message.
+type Output struct {
+	Stream int    `json:"stream"`
+	Data   []byte `json:"data,omitempty"`
 }
 
 // SleepArgs is how long.

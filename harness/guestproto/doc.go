@@ -2,7 +2,7 @@
 //
 // The wire is a virtio-serial port ([PortName]). Each line is one JSON value: a [Request] from the host, a [Message] from the
 // guest. The host drives: after the guest's one "hello" it sends a call, and the guest answers with any number of "progress" and
-// "log" messages and then exactly one "result" of the same ID. One call runs at a time. The call "poweroff" ends the session: the
+// "log" messages and then exactly one "result" of the same ID. One call runs at a time; only "input" may come while it does. The call "poweroff" ends the session: the
 // guest unmounts, answers "done" and powers off. A guest whose agent fails says so in a message with Error set; silence is never
 // an answer, so a port that closes before "done" is a broken run.
 //

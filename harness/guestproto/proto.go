@@ -23,12 +23,13 @@ type Request struct {
 // Kind says what a [Message] is.
 type Kind string
 
-// The kinds of messages. A session is hello, then per call (progress|log)* result, and at last done.
+// The kinds of messages. A session is hello, then per call (progress|log|output)* result, and at last done.
 const (
 	KindHello    Kind = "hello"    // once, Facts is a Hello
 	KindResult   Kind = "result"   // ends a call: Facts of the call, or Error
 	KindProgress Kind = "progress" // a sign of life of a long call, Facts is a Progress
 	KindLog      Kind = "log"      // a line for the record, Facts is a Log
+	KindOutput   Kind = "output"   // what a session's program wrote, Facts is an Output
 	KindDone     Kind = "done"     // last message: all unmounted, the guest powers off now
 )
 

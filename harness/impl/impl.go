@@ -56,6 +56,12 @@ func Find(ctx context.Context, name string, dirs Dirs) (*Impl, error) {
 		if short == "" || path == "" {
 			return nil, fmt.Errorf("implementation %q: want NAME=PATH", name)
 		}
+		if strings.ContainsRune(path, '/') { // it is started in another directory
+			var err error
+			if path, err = filepath.Abs(path); err != nil {
+				return nil, fmt.Errorf("implementation %q: %w", name, err)
+			}
+		}
 		i.Name, i.Path = short, path
 		return i.identify(ctx), nil
 	}

@@ -80,4 +80,10 @@ func TestFindSaysWhatIsMissing(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "mine", i.Name)
 	assert.Contains(t, i.Missing, "no dialect")
+
+	require.NoError(t, os.WriteFile(odd, []byte("#!/bin/sh\necho virtiofsd 1.13.2\n"), 0o755))
+	t.Chdir(filepath.Dir(odd))
+	i, err = Find(t.Context(), "mine=./odd", Dirs{})
+	require.NoError(t, err)
+	assert.Equal(t, odd, i.Path, "daemons are started in /")
 }

@@ -29,6 +29,8 @@ type Config struct {
 	CPUs   int // 0 is DefaultCPUs
 	Shares []Share
 	Dir    string // an existing directory for logs; nothing else is written
+	// NoTranscript keeps no copy of what the guest sends, which a session's output may make any size.
+	NoTranscript bool
 	// QEMUArgs are added at the end, as they are.
 	QEMUArgs []string
 	// Wrap goes before QEMU's argv, such as a program that drops privilege.

@@ -62,6 +62,7 @@ type VM struct {
 	progress string
 	agentErr string
 	messages *os.File
+	output   func(guestproto.Output) // of the session that runs, or nil
 	exit     Exit
 	shares   int
 }
@@ -198,7 +199,11 @@ func (vm *VM) exec(ctx context.Context) (err error) {
 		return fmt.Errorf("make qemu's log: %w", err)
 	}
 	files = append(files, log)
-	if vm.messages, err = os.Create(c.path(messagesFile)); err != nil {
+	transcript := c.path(messagesFile)
+	if c.NoTranscript {
+		transcript = os.DevNull
+	}
+	if vm.messages, err = os.Create(transcript); err != nil {
 		return fmt.Errorf("make the guest's transcript: %w", err)
 	}
 	argv, _, err := Argv(c, vm.Accel)
@@ -325,6 +330,14 @@ func (vm *VM) take(m guestproto.Message) {
 			vm.mu.Unlock()
 		}
 		vm.cfg.Logger.Debug("guest log", "text", l.Text, "error", m.Error)
+	case guestproto.KindOutput:
+		var o guestproto.Output
+		vm.mu.Lock()
+		output := vm.output
+		vm.mu.Unlock()
+		if output != nil && json.Unmarshal(m.Facts, &o) == nil {
+			output(o)
+		}
 	case guestproto.KindDone:
 		vm.mu.Lock()
 		vm.exit.Done = true

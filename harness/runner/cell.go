@@ -212,20 +212,7 @@ func (c *cell) user() *launch.User {
 // launch starts the daemon; false means that the cell is over.
 func (c *cell) launch(ctx context.Context) bool {
 	c.progress(Event{Cell: c.id, Step: "daemon"})
-	i, etc, err := c.reachable()
-	if err != nil {
-		c.broken("prepare the daemon's files: %v", err)
-		return false
-	}
-	if err := c.accounts(etc); err != nil {
-		c.broken("prepare the daemon's accounts: %v", err)
-		return false
-	}
-	spec := launch.Spec{Impl: i, Options: c.options(), As: c.user(), Wrap: c.wrap(), Dir: c.dir, Etc: etc}
-	if c.s.Launch.Capabilities != nil {
-		spec.As = nil // setpriv changes the user, too: the bounding set must shrink before
-	}
-	c.daemon, err = launch.Start(ctx, spec)
+	err := c.startDaemon(ctx)
 	var refused *launch.RefusedError
 	switch {
 	case errors.As(err, &refused):
@@ -241,6 +228,23 @@ func (c *cell) launch(ctx context.Context) bool {
 		return false
 	}
 	return true
+}
+
+// startDaemon starts the daemon as the scenario's launcher does.
+func (c *cell) startDaemon(ctx context.Context) error {
+	i, etc, err := c.reachable()
+	if err != nil {
+		return fmt.Errorf("prepare the daemon's files: %w", err)
+	}
+	if err := c.accounts(etc); err != nil {
+		return fmt.Errorf("prepare the daemon's accounts: %w", err)
+	}
+	spec := launch.Spec{Impl: i, Options: c.options(), As: c.user(), Wrap: c.wrap(), Dir: c.dir, Etc: etc}
+	if c.s.Launch.Capabilities != nil {
+		spec.As = nil // setpriv changes the user, too: the bounding set must shrink before
+	}
+	c.daemon, err = launch.Start(ctx, spec)
+	return err
 }
 
 // settle waits until the daemon's processes sleep and do not change any more: the socket may be there before the sandbox is. Nobody has

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,9 +30,9 @@ var mountFlags = map[string]uintptr{
 	"strictatime": unix.MS_STRICTATIME, "sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "lazytime": unix.MS_LAZYTIME,
 }
 
-// Mount mounts a tag at /mnt/TAG and remembers the outcome.
+// Mount mounts a tag, at /mnt/TAG if nothing else is said, and remembers the outcome.
 func (s *Shares) Mount(a guestproto.MountArgs) guestproto.Mount {
-	m := guestproto.Mount{Tag: a.Tag, Dir: filepath.Join("/mnt", a.Tag), Options: a.Options}
+	m := guestproto.Mount{Tag: a.Tag, Dir: cmp.Or(a.Dir, filepath.Join("/mnt", a.Tag)), Options: a.Options}
 	var flags uintptr
 	var data []string
 	for w := range strings.SplitSeq(a.Options, ",") {
