@@ -6,13 +6,14 @@ MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel
 PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
 FAULTS    ?= # faults of `make selftest`, e.g. FAULTS='keeps-* hangs'; none is all
 DESTDIR   ?=
-PREFIX    ?= /usr/local
+PREFIX    ?= /usr/local # /usr is where AppArmor's profiles and libvirt look
 
+NFPM        = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz fuzz-coverage clean
+.PHONY: help setup build install deb images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences fuzz-smoke fuzz run-fuzz fuzz-coverage clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,32 @@ setup: ## install what is missing (root, Debian), or say in one line what to ins
 build: ## static binaries: bin/virtiofsd, bin/vfsmatrix, bin/vfsguest
 	@mkdir -p bin
 	$(STATIC) -o bin/ ./cmd/virtiofsd ./cmd/vfsmatrix ./cmd/vfsguest
+
+# The words in INSTALLED that a file of packaging/ has instead of them.
+INSTALLED = sed 's|@PREFIX@|$(strip $(PREFIX))|'
+ROOT      = $(DESTDIR)$(strip $(PREFIX))
+SHARE     = $(ROOT)/share
+
+install: build ## the daemon, where launchers look for it: make install PREFIX=/usr (and DESTDIR=)
+	install -D -m 755 bin/virtiofsd $(ROOT)/libexec/virtiofsd
+	install -d $(ROOT)/bin $(SHARE)/qemu/vhost-user $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	ln -sf ../libexec/virtiofsd $(ROOT)/bin/virtiofsd
+	install -D -m 644 docs/man/virtiofsd.1 $(SHARE)/man/man1/virtiofsd.1
+	$(INSTALLED) packaging/40-virtiofsd.json >$(SHARE)/qemu/vhost-user/40-virtiofsd.json
+	bin/virtiofsd --completion bash >$(SHARE)/bash-completion/completions/virtiofsd
+	bin/virtiofsd --completion zsh >$(SHARE)/zsh/site-functions/_virtiofsd
+	bin/virtiofsd --completion fish >$(SHARE)/fish/vendor_completions.d/virtiofsd.fish
+	for d in system user; do \
+		install -D -m 644 packaging/virtiofsd@.socket $(ROOT)/lib/systemd/$$d/virtiofsd@.socket; \
+		$(INSTALLED) packaging/virtiofsd@.service >$(ROOT)/lib/systemd/$$d/virtiofsd@.service; done
+
+deb: ## a Debian package of the same files: bin/virtiofsd-go_*.deb
+	rm -rf bin/deb
+	$(MAKE) -s install DESTDIR=$(CURDIR)/bin/deb PREFIX=/usr
+	mv bin/deb/usr/share/zsh/site-functions bin/deb/usr/share/zsh/vendor-completions
+	gzip -9n bin/deb/usr/share/man/man1/virtiofsd.1
+	install -D -m 644 LICENSE bin/deb/usr/share/doc/virtiofsd-go/copyright
+	STAGE=bin/deb ARCH=$$($(GO) env GOARCH) VERSION=$$(bin/virtiofsd --version | cut -d ' ' -f 2) $(GO) run $(NFPM) package -f packaging/nfpm.yaml -p deb -t bin/
 
 images: setup build ## guest kernels and initramfs in vm-images/out
 	bin/vfsmatrix images
