@@ -111,6 +111,17 @@ func Docs(root string) (map[string][]byte, error) {
 	if p != nil {
 		out[docsDir+"/best-practices.md"] = []byte(b.practicesPage(p, links{Evidence: "evidence/", Scenarios: "generated/scenarios/", Claims: "generated/claims.md"}))
 	}
+	who, err := b.loadLaunchers(tree)
+	if err != nil {
+		return nil, err
+	}
+	if who != nil {
+		text, err := b.launchersPage(who, tree)
+		if err != nil {
+			return nil, err
+		}
+		out[launchersPage] = []byte(text)
+	}
 	for name, text := range out {
 		out[name] = append(bytes.TrimRight(text, "\n"), '\n')
 	}
