@@ -104,7 +104,8 @@ func TestNamesDoNotLeaveTheShare(t *testing.T) {
 	require.Zero(t, e)
 	before := tree(t, top)
 
-	for _, name := range []string{"..", ".", "", "/", "../secret", "sub/..", "sub/../../secret", "/etc/passwd", "./f", "f/", strings.Repeat("../", 40) + "etc/passwd"} {
+	// All of them lead to files of this test: where the check of names is gone, what they name is lost.
+	for _, name := range []string{"..", ".", "", "../secret", "sub/..", "sub/../../secret", top + "/secret", "./f", "f/", strings.Repeat("../", 40) + top[1:] + "/secret"} {
 		for what, e := range map[string]unix.Errno{
 			"lookup":  func() unix.Errno { _, e := g.lookup(root, name); return e }(),
 			"mkdir":   func() unix.Errno { _, e := g.mkdir(root, name, 0o755, 0); return e }(),
