@@ -13,6 +13,7 @@ const (
 	CallExec        = "exec"        // ExecArgs → Exec: run a program of the guest (busybox)
 	CallWalk        = "walk"        // WalkArgs → Walk: the tree as the guest sees it, with attributes and sha256
 	CallDiffer      = "differ"      // DifferArgs → Differ: random operations on the share and on a local tmpfs, compared
+	CallChurn       = "churn"       // ChurnArgs → Churn: random operations of several users at once, while the host changes the same names
 	CallFsx         = "fsx"         // FsxArgs → Fsx: random data operations on one file against a model in memory
 	CallReadonly    = "readonly"    // ReadonlyArgs → Readonly: one check per kind of change, on a share that allows none
 	CallMount       = "mount"       // MountArgs → Mount: mount a tag (after a hot-plug), or again with other options
@@ -30,7 +31,7 @@ const (
 func Calls() []string {
 	return []string{
 		CallInfo, CallPosixTest, CallBasics, CallBigIO, CallTree, CallContainment, CallIdentity, CallDurability, CallExec,
-		CallWalk, CallDiffer, CallFsx, CallReadonly, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
+		CallWalk, CallDiffer, CallChurn, CallFsx, CallReadonly, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
 	}
 }
 
@@ -323,7 +324,9 @@ type Exec struct {
 type WalkArgs struct {
 	Where
 	Hash bool `json:"hash,omitempty"`
-	Max  int  `json:"max,omitempty"` // entries; 0 is 100,000
+	// Fresh drops the page cache first: what is hashed is what the share holds, not what the guest remembers of it.
+	Fresh bool `json:"fresh,omitempty"`
+	Max   int  `json:"max,omitempty"` // entries; 0 is 100,000
 }
 
 // Walk is the tree, sorted by path.
@@ -377,6 +380,30 @@ type Difference struct {
 	Share string   `json:"share"`
 	Local string   `json:"local"`
 	Trace []string `json:"trace,omitempty"`
+}
+
+// ChurnArgs sizes the workload: the processes of [DifferArgs] draw operations from Seed for so many seconds (0 is 10), all at once, in the
+// directory "tree" of Where.Dir.
+type ChurnArgs struct {
+	Where
+	Seed    int64   `json:"seed"`
+	Seconds float64 `json:"seconds,omitempty"`
+	// Secret is how a file outside of the share begins, to which the host makes links; "" looks for nothing.
+	Secret    string `json:"secret,omitempty"`
+	NoTrusted bool   `json:"no_trusted,omitempty"` // as in DifferArgs
+}
+
+// Churn is what came of it.
+type Churn struct {
+	Ops     int            `json:"ops"`
+	Seconds float64        `json:"seconds"`
+	ByOp    map[string]int `json:"by_op"`
+	Errnos  map[string]int `json:"errnos"` // how often each result was seen, "" is success
+	// Strangers counts results that no file system gives to such operations; Strange are the first of them.
+	Strangers int      `json:"strangers"`
+	Strange   []string `json:"strange"`
+	// HostChanges is how often the host changed something meanwhile; the host fills it in.
+	HostChanges int `json:"host_changes"`
 }
 
 // FsxArgs sizes the data checker: Ops operations on a file of at most MaxBytes.

@@ -85,11 +85,15 @@ type Owner struct {
 	GID  int    `json:"gid"`
 	Mode string `json:"mode"` // octal with type bits, such as "0100644"
 	Rdev string `json:"rdev,omitempty"`
+	// Of regular files, where they were asked for: bytes and their hash.
+	Size   int64  `json:"size,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
 }
 
 // OwnersArgs are the arguments of the probe owners.
 type OwnersArgs struct {
-	Dir string `json:"dir"` // under the share's root
+	Dir  string `json:"dir"`            // under the share's root
+	Hash bool   `json:"hash,omitempty"` // sizes and hashes of regular files, too
 }
 
 // SHA256 is a file of the share as the host reads it.

@@ -35,6 +35,12 @@ func CollectOwners(share string, a OwnersArgs) (*Owners, error) {
 		o := Owner{Path: rel, UID: int(st.Uid), GID: int(st.Gid), Mode: fmt.Sprintf("%07o", st.Mode)}
 		if t := st.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
 			o.Rdev = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+		} else if t == unix.S_IFREG && a.Hash {
+			sum, err := CollectSHA256(dir, SHA256Args{Path: rel})
+			if err != nil {
+				return err
+			}
+			o.Size, o.SHA256 = sum.Bytes, sum.SHA256
 		}
 		out.Entries = append(out.Entries, o)
 		return nil

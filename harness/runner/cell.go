@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -413,7 +414,6 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer stop()
 	bound := stepIn
 	if s.TimeoutS > 0 {
 		bound = time.Duration(s.TimeoutS * float64(time.Second))
@@ -422,9 +422,18 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 	defer cancel()
 	var facts json.RawMessage
 	err = c.vm.Call(ctx, s.Probe, args, &facts)
+	more := stop()
 	var callErr *qemu.CallError
 	if err != nil && !errors.As(err, &callErr) {
 		c.stuck = fmt.Sprintf("no more since step %s: %v", s.Name, err)
+	}
+	if err == nil && len(more) > 0 {
+		all := map[string]any{}
+		if err := json.Unmarshal(facts, &all); err != nil {
+			return nil, fmt.Errorf("decode the facts of %s: %w", s.Probe, err)
+		}
+		maps.Copy(all, more)
+		return all, nil
 	}
 	return facts, err
 }

@@ -14,6 +14,7 @@ import (
 
 	"virtiofsd/harness/guestproto"
 	"virtiofsd/harness/impl"
+	"virtiofsd/harness/probe"
 	"virtiofsd/harness/scenario"
 )
 
@@ -99,11 +100,19 @@ func (c *cell) substitute(args map[string]any) map[string]any {
 	return walk(args).(map[string]any)
 }
 
-// args completes a guest step's arguments with what only the cell knows, and returns what must be stopped when the step is over.
-func (c *cell) args(s scenario.Step) (map[string]any, func(), error) {
+// args completes a guest step's arguments with what only the cell knows, and returns what must be stopped when the step is over; it may
+// add facts.
+func (c *cell) args(s scenario.Step) (map[string]any, func() map[string]any, error) {
 	a := c.substitute(s.Args)
-	nothing := func() {}
-	if s.Probe != guestproto.CallContainment {
+	nothing := func() map[string]any { return nil }
+	switch s.Probe {
+	case guestproto.CallContainment:
+	case guestproto.CallChurn:
+		a["secret"] = c.secret
+		seed, _ := a["seed"].(int64)
+		changes := probe.StartChanges(c.share, filepath.Join(guestproto.CallChurn, "tree"), seed, filepath.Join(c.outside, "sentinel"))
+		return a, func() map[string]any { return map[string]any{"host_changes": changes.Stop()} }, nil
+	default:
 		return a, nothing, nil
 	}
 	sub := guestproto.CallContainment
@@ -133,7 +142,7 @@ func (c *cell) args(s scenario.Step) (map[string]any, func(), error) {
 }
 
 // race keeps exchanging a directory of the share and a symbolic link that points outside, until stopped.
-func race(dir, name, sentinel, outside string) (func(), error) {
+func race(dir, name, sentinel, outside string) (func() map[string]any, error) {
 	path, link := filepath.Join(dir, name), filepath.Join(dir, name+".link")
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, err
@@ -157,7 +166,7 @@ func race(dir, name, sentinel, outside string) (func(), error) {
 			}
 		}
 	}()
-	return func() { close(quit); <-done }, nil
+	return func() map[string]any { close(quit); <-done; return nil }, nil
 }
 
 // wrap is what goes before the daemon's command line.
@@ -275,7 +284,7 @@ func (c *cell) repro() error {
 	for _, a := range c.daemon.Argv {
 		q = append(q, "'"+strings.ReplaceAll(a, "'", `'\''`)+"'")
 	}
-	text := fmt.Sprintf("#!/bin/sh\n# Runs this cell again. The daemon's command line was:\n#   %s\nexec \"${VFSMATRIX:-bin/vfsmatrix}\" run --scenario '%s' --impl '%s' --kernel '%s' \"$@\"\n",
+	text := fmt.Sprintf("#!/bin/sh\n# Runs this cell again. The daemon's command line was:\n#   %s\nexec \"${VFSMATRIX:-bin/vfsmatrix}\" run '%s' --impl '%s' --kernel '%s' \"$@\"\n",
 		strings.Join(q, " "), c.id.Scenario, c.id.Impl, c.id.Kernel)
 	return os.WriteFile(filepath.Join(c.dir, "repro.sh"), []byte(text), 0o755)
 }

@@ -47,6 +47,7 @@ func Rules() map[string]Named {
 		"checks":           {checks, "the checks pass", "names of checks; none is all"},
 		"big-io":           {bigIO, "the sha256 of what the guest wrote, what it read back, and what the host reads are the same", ""},
 		"differ":           {differ, "no random operation of several users and processes gave anything else on the share than on a local file system, nor did both trees at the end", ""},
+		"churn":            {churn, "random operations gave only what a file system may give while the host changed the same names, and afterwards guest and host saw the same tree", ""},
 		"fsx":              {fsx, "each byte that was read, by whatever way, was the one written last", ""},
 		"tree":             {tree, "as many files were made, listed, renamed, listed again and removed as asked for, and none was left", ""},
 		"clean-exit":       {cleanExit, "guest, QEMU and daemon ended by themselves, with status 0", ""},
@@ -738,6 +739,64 @@ func differ(v *View, _ []string) Finding {
 		return holdsIf(true, "%d operations, %d differ in a way that is known and explained", d.Ops, known)
 	}
 	return holdsIf(true, "%d operations, no difference", d.Ops)
+}
+
+func churn(v *View, _ []string) Finding {
+	c, f := facts[guestproto.Churn](v, guestproto.CallChurn)
+	if f != nil {
+		return *f
+	}
+	walk, f := facts[guestproto.Walk](v, guestproto.CallWalk)
+	if f != nil {
+		return *f
+	}
+	host, f := facts[probe.Owners](v, scenario.ProbeOwners)
+	if f != nil {
+		return *f
+	}
+	out, f := facts[probe.Outside](v, scenario.ProbeOutside)
+	switch {
+	case f != nil:
+		return *f
+	case out.Entries == 0:
+		return broken("nothing stands beside the share that could change")
+	case len(out.Changed) > 0:
+		return holdsIf(false, "beside the share: %s", some(out.Changed, 4))
+	case c.Ops == 0 || c.HostChanges == 0:
+		return broken("%d operations and %d changes by the host prove nothing", c.Ops, c.HostChanges)
+	case len(host.Entries) == 0 || walk.Cut:
+		return broken("the host lists %d entries, and the guest's list is cut: %v", len(host.Entries), walk.Cut)
+	case c.Strangers > 0:
+		return holdsIf(false, "%d of %d operations gave what no file system gives: %s", c.Strangers, c.Ops, some(c.Strange, 4))
+	}
+	return none(twoViews(walk.Entries, host.Entries), "%d operations, %d changes by the host, %d entries left that both see", c.Ops, c.HostChanges, len(host.Entries))
+}
+
+// twoViews says where a tree is not the same for guest and host.
+func twoViews(guest []guestproto.Entry, host []probe.Owner) (bad []string) {
+	seen := map[string]string{}
+	for _, e := range guest {
+		what := fmt.Sprintf("%d:%d %s %s %s", e.UID, e.GID, e.Mode, e.Rdev, e.SHA256)
+		if e.Errno != "" {
+			what = e.Errno
+		}
+		seen[e.Path] = what
+	}
+	for _, o := range host {
+		is := fmt.Sprintf("%d:%d %s %s %s", o.UID, o.GID, o.Mode, o.Rdev, o.SHA256)
+		switch was, ok := seen[o.Path]; {
+		case !ok:
+			bad = append(bad, o.Path+" is not there for the guest")
+		case was != is:
+			bad = append(bad, fmt.Sprintf("%s is %s for the guest and %s for the host", o.Path, was, is))
+		}
+		delete(seen, o.Path)
+	}
+	for p := range seen {
+		bad = append(bad, p+" is there for the guest only")
+	}
+	slices.Sort(bad)
+	return bad
 }
 
 func fsx(v *View, _ []string) Finding {

@@ -122,6 +122,18 @@ func owner(uid, gid int) probe.Owners {
 	return probe.Owners{Entries: []probe.Owner{{Path: "plain/f", UID: uid, GID: gid, Mode: "0100644"}}}
 }
 
+func walked(change ...func(*guestproto.Entry)) guestproto.Walk {
+	e := guestproto.Entry{Path: "f", View: guestproto.View{UID: 1000, GID: 100, Mode: "0100644"}, SHA256: "aa"}
+	for _, c := range change {
+		c(&e)
+	}
+	return guestproto.Walk{Entries: []guestproto.Entry{e}}
+}
+
+func hashed() probe.Owners {
+	return probe.Owners{Entries: []probe.Owner{{Path: "f", UID: 1000, GID: 100, Mode: "0100644", SHA256: "aa"}}}
+}
+
 func mounts(all ...probe.Mount) probe.Mounts {
 	return probe.Mounts{Mounts: append([]probe.Mount{}, all...)}
 }
@@ -143,6 +155,7 @@ func ruleCases() map[string][]ruleCase {
 	groups := func(t *probe.Thread) { t.Groups = []int{4, 1000} }
 	files := []string{"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP"}
 	big := guestproto.BigIO{Path: "bigio/big", Bytes: 1 << 20, WroteSHA256: "aa", ReadSHA256: "aa"}
+	beside := probe.Outside{Entries: 2, Changed: []string{}}
 	onHost := probe.SHA256{Path: "bigio/big", Bytes: 1 << 20, SHA256: "aa"}
 	tree := guestproto.Tree{Files: 9, Made: 9, Listed: 9, Renamed: 9, ListedAfter: 9, Removed: 9}
 	pass := guestproto.Check{Name: "rename", Status: guestproto.StatusPass}
@@ -311,6 +324,22 @@ func ruleCases() map[string][]ruleCase {
 			{"one", nil, obs{"differ": guestproto.Differ{Ops: 9, Total: 1, Differences: []guestproto.Difference{{Name: "open.errno", Share: "EIO", Local: "errno="}}}}, v, "1 of 9 operations differ: open.errno"},
 			{"more than were reported", nil, obs{"differ": guestproto.Differ{Ops: 9, Total: 3}}, v, "3 of 9"},
 			{"none done", nil, obs{"differ": guestproto.Differ{}}, b, "no operation"},
+		},
+		"churn": {
+			{"the same", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(), "owners": hashed()}, h, "9 operations, 3 changes by the host, 1 entries"},
+			{"a strange result", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3, Strangers: 1, Strange: []string{"process 1: EIO: read"}}, "walk": walked(), "owners": hashed()}, v, "1 of 9 operations gave what no file system gives: process 1: EIO"},
+			{"other bytes", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(func(e *guestproto.Entry) { e.SHA256 = "bb" }), "owners": hashed()}, v, "for the guest and 1000:100 0100644  aa for the host"},
+			{"another owner", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(func(e *guestproto.Entry) { e.UID = 0 }), "owners": hashed()}, v, "f is 0:100"},
+			{"not to be read", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(func(e *guestproto.Entry) { e.Errno = "ESTALE" }), "owners": hashed()}, v, "f is ESTALE for the guest"},
+			{"another name", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(func(e *guestproto.Entry) { e.Path = "g" }), "owners": hashed()}, v, "f is not there for the guest; g is there for the guest only"},
+			{"a change outside", nil, obs{"outside": probe.Outside{Entries: 2, Changed: []string{"sentinel: gone"}}, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(), "owners": hashed()}, v, "beside the share: sentinel: gone"},
+			{"nothing beside it", nil, obs{"outside": probe.Outside{}, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(), "owners": hashed()}, b, "nothing stands beside"},
+			{"nobody looked outside", nil, obs{"churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked(), "owners": hashed()}, b, "outside"},
+			{"nothing changed", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9}, "walk": walked(), "owners": hashed()}, b, "prove nothing"},
+			{"nothing done", nil, obs{"outside": beside, "churn": guestproto.Churn{HostChanges: 9}, "walk": walked(), "owners": hashed()}, b, "prove nothing"},
+			{"nothing left", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": guestproto.Walk{}, "owners": probe.Owners{}}, b, "0 entries"},
+			{"nobody looked on the host", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "walk": walked()}, b, "owners"},
+			{"nobody looked in the guest", nil, obs{"outside": beside, "churn": guestproto.Churn{Ops: 9, HostChanges: 3}, "owners": hashed()}, b, "walk"},
 		},
 		"fsx": {
 			{"right", nil, obs{"fsx": guestproto.Fsx{Ops: 9}}, h, "9 operations"},

@@ -14,6 +14,8 @@ func Child(name string, args []string, stdin io.Reader, stdout, stderr io.Writer
 		return childCreate(stdin, stdout, stderr)
 	case "differ":
 		return childDiffer(stdin, stdout, stderr)
+	case "churn":
+		return childChurn(stdin, stdout, stderr)
 	}
 	fmt.Fprintf(stderr, "unknown child %q\n", name)
 	return 2

@@ -146,21 +146,8 @@ func (d *differential) begin() error {
 		if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
 			return err
 		}
-		for _, dir := range []struct {
-			name string
-			gid  int
-			mode uint32
-		}{{"", 0, 0o777}, {"s", 2001, 0o2777}, {"t", 0, 0o1777}, {"p", 0, 0o755}} {
-			path := filepath.Join(root, dir.name)
-			if err := os.MkdirAll(path, 0o700); err != nil {
-				return err
-			}
-			if err := os.Lchown(path, 0, dir.gid); err != nil {
-				return err
-			}
-			if err := unix.Chmod(path, dir.mode); err != nil {
-				return err
-			}
+		if err := makeDifferTree(root); err != nil {
+			return err
 		}
 	}
 	for _, as := range differProcesses() {
@@ -194,6 +181,27 @@ func (d *differential) begin() error {
 		}
 		pr.in, pr.enc, pr.dec = in, json.NewEncoder(in), json.NewDecoder(bufio.NewReader(out))
 		d.procs = append(d.procs, pr)
+	}
+	return nil
+}
+
+// makeDifferTree makes the four directories that there are at first.
+func makeDifferTree(root string) error {
+	for _, dir := range []struct {
+		name string
+		gid  int
+		mode uint32
+	}{{"", 0, 0o777}, {"s", 2001, 0o2777}, {"t", 0, 0o1777}, {"p", 0, 0o755}} {
+		path := filepath.Join(root, dir.name)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		if err := os.Lchown(path, 0, dir.gid); err != nil {
+			return err
+		}
+		if err := unix.Chmod(path, dir.mode); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -111,6 +111,8 @@ func Run(e *Env, call string, raw json.RawMessage) (any, error) {
 		return with(raw, e.walk)
 	case guestproto.CallDiffer:
 		return with(raw, e.differ)
+	case guestproto.CallChurn:
+		return with(raw, e.churn)
 	case guestproto.CallFsx:
 		return with(raw, e.fsx)
 	case guestproto.CallReadonly:

@@ -26,6 +26,11 @@ func (e *Env) walk(a guestproto.WalkArgs) (guestproto.Walk, error) {
 	if err != nil {
 		return w, err
 	}
+	if a.Fresh {
+		if err := dropCaches("1"); err != nil {
+			return w, err
+		}
+	}
 	limit := a.Max
 	if limit == 0 {
 		limit = 100_000

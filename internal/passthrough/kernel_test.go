@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/guestproto"
+	"virtiofsd/harness/probe"
 	"virtiofsd/harness/workload"
 	"virtiofsd/internal/fuse"
 	"virtiofsd/internal/fuseabi"
@@ -278,6 +279,30 @@ func TestNoDifferenceOnTheKernel(t *testing.T) {
 				t.Errorf("%d %s: %s\n  share %s\n  local %s\n   %s", d.N, d.Name, d.Op, d.Share, d.Local, strings.Join(d.Trace, "\n   "))
 			}
 			t.Log(facts.Ops, facts.Seconds, facts.Total, facts.Known)
+		})
+	}
+}
+
+// The host changes the same names meanwhile, with links among them that lead nowhere: the processes of this test would follow others.
+func TestChangesUnderneathOnTheKernel(t *testing.T) {
+	for name, cfg := range kernelConfigs {
+		t.Run(name, func(t *testing.T) {
+			dir := tmpfs(t)
+			at := kernelMount(t, cfg, dir)
+			seconds := 2.0
+			if testenv.Long() {
+				seconds = 120
+			}
+			changes := probe.StartChanges(dir, "churn/tree", *seed, "/nothing/there")
+			facts := onKernel[guestproto.Churn](t, at, guestproto.CallChurn, guestproto.ChurnArgs{Seed: *seed, Seconds: seconds})
+			made := changes.Stop()
+			for _, s := range facts.Strange {
+				t.Error(s)
+			}
+			require.Zero(t, facts.Strangers)
+			require.NotZero(t, facts.Ops)
+			require.NotZero(t, made)
+			t.Log(facts.Ops, made, facts.Errnos)
 		})
 	}
 }
