@@ -458,22 +458,25 @@ func FuzzMemoryChanges(f *testing.F) {
 		defer unix.Munmap(mem)
 		copy(mem, raw)
 		in, out := mem[:len(raw)], mem[1<<16:][:room]
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))))
 		var stop atomic.Bool
-		gone := make(chan struct{})
+		began, gone := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(gone)
+			close(began)
 			word := mem[at : at+4]
 			for v := uint32(flip); !stop.Load(); {
 				binary.LittleEndian.PutUint32(word, binary.LittleEndian.Uint32(word)^v)
 			}
 		}()
+		<-began // a thread that has yet to wake changes nothing
 		var worst uint32
 		var panicked any
 		r.within(func(w *fuse.Worker) {
 			defer func() { panicked = recover() }()
-			for range 60 {
+			for range 300 {
+				r.served++
 				worst = max(worst, w.Serve(whole(in), whole(out)))
-				runtime.Gosched()
 			}
 		})
 		stop.Store(true)

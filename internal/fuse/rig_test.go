@@ -58,6 +58,8 @@ type rig struct {
 	vague   bool              // a request was sent whose effect on lookups the model does not know
 	handles []uint64
 	cut     func([]byte) []unix.Iovec
+	served  uint64            // requests
+	errors  map[string]uint64 // answers by errno
 	record  []byte // what was served, as FuzzRequest takes it
 }
 
@@ -101,7 +103,7 @@ func scratch() string {
 
 func newRig(t testing.TB, which byte) *rig {
 	t.Helper()
-	r := &rig{t: t, calls: make(chan func(*fuse.Worker)), ended: make(chan struct{}), lookups: map[uint64]uint64{}, openFDs: descriptors(t)}
+	r := &rig{t: t, calls: make(chan func(*fuse.Worker)), ended: make(chan struct{}), lookups: map[uint64]uint64{}, errors: map[string]uint64{}, openFDs: descriptors(t)}
 	r.base = filepath.Join(scratch(), fmt.Sprintf("fuse-fuzz-%d-%d", os.Getpid(), rigs.Add(1)))
 	r.share = filepath.Join(r.base, "share")
 	require.NoError(t, os.MkdirAll(filepath.Join(r.share, "d", "e"), 0o777))
@@ -179,9 +181,18 @@ func (r *rig) finish() {
 		require.Equal(r.t, held, r.fs.Stats().Inodes, "inodes that are kept, by lookups that the guest holds: %v", r.lookups)
 	}
 	require.Equal(r.t, r.outside, r.lookOutside(), "something outside of the share changed")
+	before := r.ses.Stats()
 	r.ses.Reset()
 	close(r.calls)
 	<-r.ended
+	require.Equal(r.t, before, r.ses.Stats(), "what a worker counted stays when it ends")
+	if r.served > 0 {
+		require.Equal(r.t, r.served, before.Requests, "requests, counted")
+		for errno, n := range r.errors {
+			require.GreaterOrEqual(r.t, before.Errors[errno], n, errno)
+		}
+		require.LessOrEqual(r.t, before.Latency.P50, before.Latency.Max)
+	}
 	stats := r.fs.Stats()
 	require.Equal(r.t, 1, stats.Inodes)
 	require.Zero(r.t, stats.OpenFiles)
@@ -239,6 +250,7 @@ func (r *rig) serve(raw []byte, room int) []byte {
 		used = w.Serve(cut(in), cut(out))
 		after = threadIdentity()
 	})
+	r.served++
 	if panicked != nil {
 		r.t.Fatalf("panic: %v, request %x", panicked, raw)
 	}
@@ -314,6 +326,7 @@ func (r *rig) check(raw []byte, room int, got []byte) {
 	require.True(r.t, status <= 0 && status > -512, "status %d of %v: not an errno that a guest's kernel takes", status, op)
 	body := got[fuseabi.OutHeaderSize:]
 	if status != 0 {
+		r.errors[unix.ErrnoName(unix.Errno(-status))]++
 		require.Empty(r.t, body, "%v: an error has no body", op)
 		return
 	}

@@ -37,10 +37,12 @@ func region(guest, size, offset uint64) vhostabi.MemRegion {
 }
 
 // mappings counts this test's memfds in the process's address space.
-func mappings(t testing.TB) int {
+func mappings(t testing.TB) int { return mappingsOf(t, t.Name()) }
+
+func mappingsOf(t testing.TB, name string) int {
 	maps, err := os.ReadFile("/proc/self/maps")
 	require.NoError(t, err)
-	return bytes.Count(maps, []byte("guest-"+strings.ReplaceAll(t.Name(), "/", "-")))
+	return bytes.Count(maps, []byte("guest-"+strings.ReplaceAll(name, "/", "-")))
 }
 
 func join(iov []unix.Iovec) []byte {

@@ -3,6 +3,7 @@ package vhostuser_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -23,7 +24,8 @@ import (
 // starts and takes memory away meanwhile. Queues whose ring can still be understood serve on, the device ends when its front-end leaves,
 // and nothing is left behind.
 //
-// The input: request queues, log2 of the ring size, poll, then operations of three bytes: what, queue, argument.
+// The input: request queues and how it all ends, log2 of the ring size and what is not negotiated, poll, then operations of three bytes:
+// what, queue, argument.
 func FuzzDriver(f *testing.F) {
 	f.Add([]byte{1, 4, 0, 0, 1, 3, 0, 1, 3, 1, 1, 0})
 	f.Add([]byte{3, 3, 50, 0, 1, 255 - 1, 0, 2, 255 - 2, 0, 3, 3, 2, 0, 0, 3, 3, 0, 0, 2, 5, 1, 1, 0, 4, 1, 0, 5, 1, 0})
@@ -40,11 +42,22 @@ func FuzzDriver(f *testing.F) {
 	f.Add([]byte{1, 6, 2, 10, 0, 0, 2, 1, 3, 1, 1, 0, 12, 0, 0, 2, 1, 8, 1, 1, 0, 15, 0, 200, 11, 0, 0})
 	f.Add([]byte{0x80, 4, 2, 0, 1, 3, 1, 1, 0, 15, 0, 50, 13, 0, 0, 8, 0, 0, 8, 1, 0, 0, 1, 3, 1, 1, 0})
 	f.Add([]byte{1, 5, 2, 4, 1, 255, 4, 1, 200, 15, 0, 100, 0, 1, 254, 0, 1, 253, 1, 1, 0, 15, 0, 100, 0, 1, 3, 1, 1, 0})
+	f.Add([]byte{1, 5, 0, 10, 0, 0, 2, 1, 8, 1, 1, 0, 12, 0, 0, 2, 1, 8, 1, 1, 0, 0, 1, 3, 1, 1, 0})              // buffers in memory that vanished
+	f.Add([]byte{1, 0x43, 0, 0, 1, 3, 1, 1, 0, 8, 1, 0, 0, 1, 3, 1, 1, 0})                                        // without protocol features
+	f.Add([]byte{0x12, 6, 100, 0, 1, 3, 1, 1, 0, 15, 0, 100, 0, 1, 3, 1, 1, 0, 15, 0, 100, 0, 2, 3, 1, 2, 0})     // sleeps that Go does not know of
+	f.Add([]byte{0x41, 5, 0, 0, 1, 255, 1, 1, 0, 15, 0, 200})                                                     // told to end while a request blocks
+	f.Add([]byte{0x21, 5, 0, 0, 1, 255, 1, 1, 0, 15, 0, 200})                                                     // the front-end leaves meanwhile
+	f.Add([]byte{0x61, 5, 0, 0, 1, 255, 1, 1, 0, 15, 0, 200, 20, 1, 0})                                           // having asked for its end
+	f.Add([]byte{9, 5, 0, 0, 1, 3, 1, 1, 0, 15, 0, 100, 8, 1, 0})                                                 // no worker to be had
+	f.Add([]byte{1, 5, 0, 16, 0, 0, 16, 0, 60, 17, 0, 0, 17, 0, 0, 18, 1, 0, 0, 2, 3, 1, 2, 0, 19, 0, 13})        // odd messages
+	f.Add([]byte{1, 6, 0, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, // many workers, then none to do
+		1, 1, 0, 15, 0, 100, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 0, 1, 252, 1, 1, 0, 15, 0, 255, 15, 0, 255, 0, 1, 3, 1, 1, 0})
 	log := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) < 3 {
 			return
 		}
+		told, leaves, hidden, noWorker := in[0]&0x40 != 0, in[0]&0x20 != 0, int(in[0]>>4&1)*2, in[0]&0x08 != 0
 		fds := openFDs(t)
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
@@ -53,16 +66,25 @@ func FuzzDriver(f *testing.F) {
 		require.NoError(t, err)
 		file.Close()
 		e := &echo{block: make(chan struct{})}
+		if noWorker {
+			e.fail = errors.New("there is none")
+		}
 		ended := make(chan error, 1)
-		cfg := vhostuser.Config{MaxRequestQueues: 4, Logger: log, Poll: time.Duration(in[2]) * time.Microsecond, Workers: int(in[2]) % 4}
+		counters := make(chan vhostuser.Stats, 1)
+		cfg := vhostuser.Config{MaxRequestQueues: 4, Logger: log, Poll: time.Duration(in[2]) * time.Microsecond, Workers: int(in[2]) % 4, Hidden: hidden}
+		ctx, stop := context.WithCancel(context.Background())
+		defer stop()
 		go func() {
-			ended <- vhostuser.Serve(context.Background(), vhostuser.NewConn(conn.(*net.UnixConn)), e, cfg, nil)
+			ended <- vhostuser.Serve(ctx, vhostuser.NewConn(conn.(*net.UnixConn)), e, cfg, func(s vhostuser.Stats) { counters <- s })
 		}()
+		features := fe.DefaultFeatures &^ (uint64(in[1]>>7) << fe.FeatureEventIdx) &^ (uint64(in[1]>>6&1) << fe.FeatureProtocol)
 		d, err := fe.Connect(context.Background(), fe.Config{
 			FD: pair[1], RequestQueues: 1 + int(in[0])%4, QueueSize: 1 << (1 + in[1]%7), Memory: []uint64{1 << 18, 1 << 20}, Timeout: 5 * time.Second,
-			Features: fe.DefaultFeatures &^ (uint64(in[1]>>7) << fe.FeatureEventIdx), ForceMemTable: in[0]&0x80 != 0,
+			Features: features, ForceMemTable: in[0]&0x80 != 0,
 		})
 		require.NoError(t, err)
+		stats := <-counters
+		acks := d.HasProtocol(fe.ProtocolReplyAck) // else a refusal is the end, and there is nothing to wait for
 		client := fe.NewFUSE(d)
 		client.Timeout = 5 * time.Second
 		extra, err := fe.NewRegion(1<<40, 1<<16)
@@ -70,11 +92,11 @@ func FuzzDriver(f *testing.F) {
 		defer extra.Close()
 		mapped, gone, wild := false, false, map[int]bool{} // queues whose ring the driver itself has spoilt
 		blocked := false
-		stopped := map[int]bool{}
+		stopped, paused := map[int]bool{}, map[int]bool{}
 		for in = in[3:]; len(in) >= 3 && !gone; in = in[3:] {
 			n := int(in[1]) % len(d.Queues)
 			q, arg := d.Queues[n], in[2]
-			switch in[0] % 16 {
+			switch in[0] % 21 {
 			case 0: // a request of the echo's
 				if arg != 255 || !blocked {
 					blocked = blocked || arg == 255
@@ -104,7 +126,7 @@ func FuzzDriver(f *testing.F) {
 				q.Kick()
 			case 7:
 				gone = d.Enable(q, arg&1 == 1) != nil
-				stopped[n] = arg&1 == 0
+				paused[n] = arg&1 == 0 // of a ring that is stopped it changes nothing
 			case 8:
 				if blocked {
 					break // GET_VRING_BASE waits for it
@@ -114,7 +136,7 @@ func FuzzDriver(f *testing.F) {
 					break
 				}
 				wild[n] = false
-				stopped[n] = d.Restart(q) != nil
+				stopped[n], paused[n] = d.Restart(q) != nil, false
 			case 9: // completions come in
 				for range arg {
 					if c, err := q.Reap(); err != nil || c == nil {
@@ -122,7 +144,7 @@ func FuzzDriver(f *testing.F) {
 					}
 				}
 			case 10:
-				if !mapped {
+				if acks && !mapped {
 					mapped = d.Conn.Ack(fe.MsgAddMemReg, fe.SingleRegion(extra), extra.FD) == nil
 				}
 			case 11:
@@ -132,28 +154,65 @@ func FuzzDriver(f *testing.F) {
 				}
 			case 12: // memory vanishes
 				unix.Ftruncate(extra.FD, 0)
-				unix.Ftruncate(extra.FD, int64(extra.Size/2))
+				unix.Ftruncate(extra.FD, int64(arg)<<8)
 			case 13:
-				if !blocked && d.Conn.Ack(fe.MsgResetDevice, nil) == nil {
+				if acks && !blocked && d.Conn.Ack(fe.MsgResetDevice, nil) == nil {
 					for i := range d.Queues {
 						stopped[i] = true
 					}
 				}
 			case 14:
 				place := []fe.Message{fe.MsgSetVringKick, fe.MsgSetVringCall, fe.MsgSetVringErr}[arg%3]
-				if place != fe.MsgSetVringKick || arg&4 != 0 {
+				if acks && (place != fe.MsgSetVringKick || arg&4 != 0) {
 					gone = d.Conn.Ack(place, number(uint64(n)|1<<8)) != nil
 				}
 				if place == fe.MsgSetVringCall {
 					stopped[n] = true // the driver would have to poll
 				}
 			case 15:
-				time.Sleep(time.Duration(arg) * 10 * time.Microsecond)
+				pause := time.Duration(arg) * 10 * time.Microsecond
+				if arg > 250 {
+					pause = time.Duration(arg-250) * 15 * time.Millisecond // the monitor has gone to sleep
+				}
+				time.Sleep(pause)
+			case 16: // there is no configuration space
+				if acks {
+					b, err := d.Conn.Call(fe.MsgGetConfig, configRequest(uint32(arg), 8))
+					require.True(t, err != nil || len(b) == 0)
+					gone = err != nil
+				}
+			case 17: // descriptors that others offer to call us by
+				if acks {
+					gone = d.Conn.Ack(fe.MsgSetBackendReqFD, nil, extra.FD) != nil
+				}
+			case 18: // a kick by another descriptor, which never comes
+				if acks {
+					fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+					require.NoError(t, err)
+					gone = d.Conn.Ack(fe.MsgSetVringKick, number(uint64(n)), fd) != nil
+					unix.Close(fd)
+					stopped[n] = true
+				}
+			case 19: // half a message, and it leaves
+				d.Conn.SendRaw(fe.Frame(fe.MsgSetFeatures, 1, number(0))[:arg%20])
+				gone = true
+			case 20: // a question whose answer nobody will read
+				d.Conn.Send(fe.MsgGetVringBase, false, state(uint32(n), 0))
+				gone = true
 			}
 		}
-		close(e.block)
+		if blocked && (told || leaves) {
+			time.AfterFunc(250*time.Millisecond, func() { close(e.block) }) // the device asks it to end meanwhile
+			gone = true
+		} else {
+			close(e.block)
+		}
+		if told {
+			stop()
+			gone = true
+		}
 		for n, q := range d.Queues {
-			if gone || wild[n] || stopped[n] {
+			if gone || noWorker || wild[n] || stopped[n] || paused[n] {
 				continue
 			}
 			for { // room for one more
@@ -176,13 +235,17 @@ func FuzzDriver(f *testing.F) {
 		}
 		d.Close()
 		select {
-		case <-ended:
+		case err = <-ended:
 		case <-time.After(15 * time.Second):
 			t.Fatal("the device does not end")
 		}
-		require.Positive(t, e.resets.Load())
+		require.Positive(t, e.resets.Load(), "%v", err)
+		for n, c := range stats() {
+			require.GreaterOrEqual(t, c.Requests, c.Faults, "queue %d", n)
+			require.Zero(t, c.Workers, "queue %d", n)
+		}
 		extra.Close()
-		require.Equal(t, fds, openFDs(t), "descriptors")
+		require.Equal(t, fds, openFDs(t), "descriptors, %v", err)
 	})
 }
 

@@ -25,7 +25,8 @@ const fuzzMemory = 1 << 20
 // never leaves a descriptor, a mapping or a thread behind, nor panics.
 //
 // The input is a sequence of: request, flags, payload length (one byte each), which descriptors come along (one byte, two bits each: none,
-// memory, eventfd, pipe), payload.
+// memory, eventfd, pipe; 0xaa: twelve of them), payload. Request 0xfe is no message: its payload is sent as it is; with 0xfd the front-end
+// leaves without having read what was answered.
 func FuzzMessages(f *testing.F) {
 	message := func(request fe.Message, fds byte, payload []byte) []byte {
 		return append([]byte{byte(request), 9, byte(len(payload)), fds}, payload...)
@@ -66,7 +67,11 @@ func FuzzMessages(f *testing.F) {
 				if fds == 0 && len(payload) < 9 {
 					f.Add(join(agreed, m)) // whatever has a reply of its own ends the connection
 				}
-				if !slices.Contains([]fe.Message{fe.MsgGetFeatures, fe.MsgGetProtocolFeatures, fe.MsgGetQueueNum, fe.MsgGetMaxMemSlots, fe.MsgGetVringBase, fe.MsgGetConfig, fe.MsgGetStatus, fe.MsgSetProtocolFeatures}, r) {
+				if !slices.Contains([]fe.Message{
+					fe.MsgGetFeatures, fe.MsgGetProtocolFeatures, fe.MsgGetQueueNum, fe.MsgGetMaxMemSlots, fe.MsgGetVringBase, fe.MsgGetConfig, fe.MsgGetStatus,
+					fe.MsgSetProtocolFeatures, fe.MsgSetLogBase, fe.MsgGetInflightFD, fe.MsgGetSharedObject, fe.MsgSetDeviceStateFD, fe.MsgCheckDeviceState,
+					fe.MsgPostcopyAdvise, fe.MsgPostcopyEnd, fe.MsgCreateCryptoSession,
+				}, r) {
 					wrong = append(wrong, m...)
 				}
 			}
@@ -78,6 +83,11 @@ func FuzzMessages(f *testing.F) {
 	f.Add(join(setUp, message(fe.MsgSetVringKick, 2, number(1)), message(fe.MsgSetVringAddr, 0, addrs(1, 1<<40, 1<<40+4096, 1<<40+8192)), message(fe.MsgSetVringNum, 0, state(1, 32))))
 	f.Add(join(setUp, message(fe.MsgSetMemTable, 1, append(state(1, 0), region(0, fuzzMemory, 1<<41, 0)[8:]...)), message(fe.MsgGetFeatures, 0, nil)))
 	f.Add([]byte{1, 0, 0, 0, 1, 9, 0, 0})
+	f.Add(message(fe.MsgGetFeatures, 0xaa, nil))
+	f.Add(join(agreed, message(0xfe, 0, []byte{15, 0, 0, 0, 1, 0}), message(0xfe, 2, []byte{0, 0, 0, 0, 0, 0}), message(fe.MsgGetStatus, 0, nil)))
+	f.Add(join(agreed, message(0xfe, 1, []byte{2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1, 2})))
+	f.Add(join(setUp, message(fe.MsgGetFeatures, 0, nil), message(fe.MsgGetQueueNum, 0, nil), message(0xfd, 0, nil)))
+	f.Add(join(setUp, message(fe.MsgSetVringAddr, 0, addrs(1, 1<<40+16, 1<<40+4096, 1<<40+8192)), message(fe.MsgSetBackendReqFD, 2, nil), message(fe.MsgSetBackendReqFD, 3, nil)))
 	f.Add([]byte{1, 9, 40, 0, 1, 2, 3})
 
 	mem, err := unix.MemfdCreate("guest-ram", unix.MFD_CLOEXEC)
@@ -105,16 +115,30 @@ func FuzzMessages(f *testing.F) {
 		front, err := fe.NewConn(pair[1], 5*time.Second)
 		require.NoError(t, err)
 		var answers [4096]byte
+		left := false
 		for len(in) >= 4 {
 			request, flags, n, which := fe.Message(in[0]), uint32(in[1]), min(int(in[2]), len(in)-4), in[3]
 			var with []int
+			if which == 0xaa {
+				which, with = 0, slices.Repeat([]int{event}, 12)
+			}
 			for ; which != 0; which >>= 2 {
 				if which&3 != 0 {
 					with = append(with, []int{mem, event, pipe[1]}[which&3-1])
 				}
 			}
+			if request == 0xfd {
+				left = true
+				break
+			}
 			b := fe.Frame(request, flags, in[4:4+n])
+			if request == 0xfe {
+				b = in[4 : 4+n]
+			}
 			in = in[4+n:]
+			if len(b) == 0 {
+				continue // no descriptor travels without a byte
+			}
 			if front.SendRaw(b, with...) != nil {
 				break // it has ended the connection
 			}
@@ -122,8 +146,10 @@ func FuzzMessages(f *testing.F) {
 			unix.Write(event, binary.NativeEndian.AppendUint64(nil, 1))
 		}
 		// What is on its way is dealt with before the end.
-		unix.Shutdown(pair[1], unix.SHUT_WR)
-		for {
+		if !left {
+			unix.Shutdown(pair[1], unix.SHUT_WR)
+		}
+		for !left {
 			if _, _, _, err := front.Recv(nil); err != nil {
 				break
 			}

@@ -9,8 +9,10 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,11 +44,11 @@ func Listen(path, group string) (*Listener, error) {
 // socket that is there is removed. The socket's directory must exist.
 func Prepare(path, group string) (*Listener, error) {
 	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
-		return nil, fmt.Errorf("listen on %s: the path is longer than %d bytes, which is all a Unix socket's address holds; use a shorter or a relative one", path, len(unix.RawSockaddrUnix{}.Path)-1)
+		return nil, fmt.Errorf("listen on %s: the path is longer than %d bytes, which is all a Unix socket's address holds; use a shorter or a relative one", shown(path), len(unix.RawSockaddrUnix{}.Path)-1)
 	}
 	if dir := filepath.Dir(path); dir != "" {
 		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-			return nil, fmt.Errorf("listen on %s: the folder %s does not exist; create it or choose another --socket-path", path, dir)
+			return nil, fmt.Errorf("listen on %s: the folder %s does not exist; create it or choose another --socket-path", shown(path), shown(dir))
 		}
 	}
 	gid := -1
@@ -58,10 +60,10 @@ func Prepare(path, group string) (*Listener, error) {
 	}
 	if st, err := os.Lstat(path); err == nil {
 		if st.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("listen on %s: it exists and is no socket; remove it or choose another --socket-path", path)
+			return nil, fmt.Errorf("listen on %s: it exists and is no socket; remove it or choose another --socket-path", shown(path))
 		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("replace the socket: %w", err)
+		if err := unix.Unlink(path); err != nil {
+			return nil, fmt.Errorf("replace the socket %s: %w", shown(path), err)
 		}
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -90,15 +92,23 @@ func (l *Listener) Bind() error {
 	err := unix.Bind(l.fd, &unix.SockaddrUnix{Name: l.path})
 	unix.Umask(old)
 	if err == nil && l.gid >= 0 {
-		err = os.Chown(l.path, -1, l.gid)
+		err = unix.Chown(l.path, -1, l.gid)
 	}
 	if err == nil {
 		err = unix.Listen(l.fd, 1)
 	}
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", l.path, err)
+		return fmt.Errorf("listen on %s: %w", shown(l.path), err)
 	}
 	return nil
+}
+
+// shown is a name as it stands in an error, which is one line.
+func shown(name string) string {
+	if strings.ContainsFunc(name, unicode.IsControl) {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 func lookupGroup(group string) (int, error) {
@@ -107,7 +117,7 @@ func lookupGroup(group string) (int, error) {
 	}
 	g, err := user.LookupGroup(group)
 	if err != nil {
-		return 0, fmt.Errorf("socket group %s: there is no such group", group)
+		return 0, fmt.Errorf("socket group %s: there is no such group", shown(group))
 	}
 	return strconv.Atoi(g.Gid)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math"
 	"reflect"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -57,6 +59,62 @@ func FuzzChain(f *testing.F) {
 			}
 		}
 		require.Equal(t, want, got)
+	})
+}
+
+// FuzzTableChanges walks a chain while another processor changes eight bytes of its descriptors between two versions. Whatever is read, the
+// walk ends, and what it yields lies in memory and is as long as it says: what was checked is what is used.
+func FuzzTableChanges(f *testing.F) {
+	seed := func(head, at uint16, flip uint64, list ...desc) {
+		d := driver{mem: make([]byte, 16*len(list))}
+		d.put(0, list...)
+		f.Add(head, at, flip, d.mem)
+	}
+	seed(0, 24, 0xff00, desc{1 << 16, 40, next, 1}, desc{1 << 17, 104, write, 0})                  // a length
+	seed(0, 16, 1<<40, desc{1 << 16, 40, next, 1}, desc{1 << 17, 104, write, 0})                   // an address
+	seed(0, 24, 0xffff<<48|1<<32, desc{1 << 16, 40, next, 1}, desc{1 << 17, 104, write, 0})        // whether there is a next, and which
+	seed(0, 8, 2<<32, desc{1 << 16, 40, next, 1}, desc{1 << 16, 8, next, 2}, desc{8, 8, write, 0}) // who may write
+	seed(0, 8, 4<<32|1<<31, desc{16, 64, indirect, 0}, desc{1 << 16, 40, next, 1}, desc{1 << 17, 104, write, 0})
+	d := newDriver(f, 16)
+	r := d.ring(0, virtqueue.Features{Indirect: true})
+	var chain virtqueue.Chain
+	first, err := d.table.AppendIovecs(nil, 0, 1)
+	require.NoError(f, err)
+	base := reflect.ValueOf(first[0].Base).Pointer()
+	f.Fuzz(func(t *testing.T, head, at uint16, flip uint64, table []byte) {
+		n := copy(d.mem[:d.buffers], table)
+		clear(d.mem[n:d.buffers])
+		word := d.mem[at%4096&^7:][:8]
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))))
+		var flips atomic.Int64
+		var stop atomic.Bool
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			for v := binary.LittleEndian.Uint64(word); !stop.Load(); flips.Add(1) {
+				v ^= flip
+				binary.LittleEndian.PutUint64(word, v) // one store
+			}
+		}()
+		defer func() { stop.Store(true); <-gone }()
+		for flips.Load() == 0 {
+			runtime.Gosched()
+		}
+		for range 3000 {
+			if err := r.Walk(head%16, &chain); err != nil {
+				continue
+			}
+			if chain.InBytes != length(chain.In) || chain.OutBytes != length(chain.Out) || chain.InBytes+chain.OutBytes > math.MaxUint32 {
+				t.Fatalf("%d and %d bytes are said to be %d and %d", length(chain.In), length(chain.Out), chain.InBytes, chain.OutBytes)
+			}
+			for _, iov := range [][]unix.Iovec{chain.In, chain.Out} {
+				for _, v := range iov {
+					if from := uint64(reflect.ValueOf(v.Base).Pointer() - base); from > uint64(len(d.mem)) || v.Len > uint64(len(d.mem))-from {
+						t.Fatalf("%d bytes at %d of %d", v.Len, from, len(d.mem))
+					}
+				}
+			}
+		}
 	})
 }
 
