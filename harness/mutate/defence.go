@@ -22,18 +22,26 @@ type Defence struct {
 	Old   string   `toml:"old"`   // occurs once in the file
 	New   string   `toml:"new"`   // what compiles in its place, and does not defend
 	Tests []string `toml:"tests"` // each "./package Regexp", as go test -run takes it; each must fail
+	Fuzz  []string `toml:"fuzz"`  // each "./package FuzzTarget"; each must fail while it fuzzes
 }
 
-// Test is one of a defence's tests.
-type Test struct{ Package, Run string }
+// Test is one of a defence's tests, or one of its fuzz targets.
+type Test struct {
+	Package, Run string
+	Fuzz         bool
+}
 
 func (t Test) String() string { return t.Package + " " + t.Run }
 
-// each returns the tests. They were checked by Validate.
-func (d Defence) each() (all []Test) {
-	for _, s := range d.Tests {
+// each returns the tests, or the fuzz targets. They were checked by Validate.
+func (d Defence) each(fuzz bool) (all []Test) {
+	from := d.Tests
+	if fuzz {
+		from = d.Fuzz
+	}
+	for _, s := range from {
 		pkg, run, _ := strings.Cut(s, " ")
-		all = append(all, Test{pkg, run})
+		all = append(all, Test{pkg, run, fuzz})
 	}
 	return all
 }
@@ -41,8 +49,8 @@ func (d Defence) each() (all []Test) {
 // Validate checks what can be seen without the tree.
 func (d Defence) Validate() error {
 	switch {
-	case d.Name == "" || d.File == "" || d.Old == "" || len(d.Tests) == 0:
-		return fmt.Errorf("defence %q: name, file, old and tests must be said", d.Name)
+	case d.Name == "" || d.File == "" || d.Old == "" || len(d.Tests)+len(d.Fuzz) == 0:
+		return fmt.Errorf("defence %q: name, file, old, and tests or fuzz must be said", d.Name)
 	case d.Old == d.New:
 		return fmt.Errorf("defence %q: new is old", d.Name)
 	}
@@ -57,8 +65,15 @@ func (d Defence) Validate() error {
 			}
 		}
 	}
+	for _, s := range d.Fuzz {
+		if pkg, run, _ := strings.Cut(s, " "); !strings.HasPrefix(pkg, "./") || !fuzzTarget.MatchString(run) {
+			return fmt.Errorf("defence %q: fuzz target %q is not \"./package FuzzTarget\"", d.Name, s)
+		}
+	}
 	return nil
 }
+
+var fuzzTarget = regexp.MustCompile(`^Fuzz\w+$`)
 
 // Without returns the defence's file without it.
 func (d Defence) Without(src []byte) ([]byte, error) {

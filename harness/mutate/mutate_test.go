@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -31,7 +33,7 @@ func TestEntriesFitTheTree(t *testing.T) {
 		}
 		_, err = parser.ParseFile(token.NewFileSet(), d.File, src, 0)
 		assert.NoError(t, err, d.Name)
-		for _, s := range d.Tests {
+		for _, s := range slices.Concat(d.Tests, d.Fuzz) {
 			pkg, run, _ := strings.Cut(s, " ")
 			if _, ok := tests[pkg]; !ok {
 				tests[pkg] = testsOf(t, filepath.Join(root, pkg))
@@ -84,6 +86,17 @@ func TestPositive(t *testing.T) {
 }
 
 func TestWrong(t *testing.T) { t.Fatal() }
+
+func FuzzHalf(f *testing.F) {
+	f.Add(5)
+	f.Fuzz(func(t *testing.T, n int) {
+		if got := Half(n); got < 0 {
+			t.Fatal(got)
+		}
+	})
+}
+
+func FuzzNothing(f *testing.F) { f.Fuzz(func(t *testing.T, n int) { Half(n) }) }
 `,
 	} {
 		path := filepath.Join(root, name)
@@ -94,7 +107,7 @@ func TestWrong(t *testing.T) { t.Fatal() }
 		Tests: []string{"./a TestNegative", "./a TestPositive", "./a TestWrong", "./a TestNone"}}
 	unbuilt := mutate.Defence{Name: "unbuilt", File: "a/a.go", Old: "n < 0", New: "nothing", Tests: []string{"./a TestNegative"}}
 	var told []mutate.Result
-	all, err := mutate.Prove(context.Background(), root, []mutate.Defence{d, unbuilt}, func(r mutate.Result) { told = append(told, r) })
+	all, err := mutate.Prove(context.Background(), root, []mutate.Defence{d, unbuilt}, 0, func(r mutate.Result) { told = append(told, r) })
 	require.NoError(t, err)
 	assert.Equal(t, all, told)
 	var got []mutate.Outcome
@@ -106,9 +119,19 @@ func TestWrong(t *testing.T) { t.Fatal() }
 	assert.Contains(t, all[2].Detail, "fails with the defence, too")
 	assert.Contains(t, all[4].Detail, "does not build")
 
+	d.Fuzz = []string{"./a FuzzHalf", "./a FuzzNothing"}
+	all, err = mutate.Prove(context.Background(), root, []mutate.Defence{d, unbuilt}, 3*time.Second, func(mutate.Result) {})
+	require.NoError(t, err)
+	require.Len(t, all, 2, "an entry without targets is left out")
+	assert.Equal(t, mutate.Red, all[0].Outcome, all[0].Detail)
+	assert.Contains(t, all[0].Detail, "drawn, after")
+	assert.Less(t, all[0].Took, 3*time.Second)
+	assert.Equal(t, mutate.Green, all[1].Outcome, all[1].Detail)
+	assert.NoDirExists(t, filepath.Join(root, "a", "testdata"), "what failed is no part of the tree")
+
 	var table strings.Builder
 	mutate.WriteTable(&table, all)
-	assert.Contains(t, table.String(), "2 defences taken out one by one: 1 of 5 tests are red")
+	assert.Contains(t, table.String(), "1 defences taken out one by one: 1 of 2 tests are red")
 }
 
 func TestEntriesAreRefused(t *testing.T) {
@@ -118,6 +141,7 @@ func TestEntriesAreRefused(t *testing.T) {
 		"no file":         func(d *mutate.Defence) { d.File = "" },
 		"no change":       func(d *mutate.Defence) { d.New = d.Old },
 		"no tests":        func(d *mutate.Defence) { d.Tests = nil },
+		"no target":       func(d *mutate.Defence) { d.Fuzz = []string{"./p Test"} },
 		"no package":      func(d *mutate.Defence) { d.Tests = []string{"Test"} },
 		"no expression":   func(d *mutate.Defence) { d.Tests = []string{"./p Test("} },
 		"package outside": func(d *mutate.Defence) { d.Tests = []string{"/p Test"} },

@@ -34,32 +34,43 @@ type Result struct {
 	Test    Test
 	Outcome Outcome
 	Detail  string // the tests that failed, or what is broken
+	// Took is the time until a fuzz target failed, from the start of its program on. Zero for tests.
+	Took time.Duration
 }
 
 // testTimeout is how long the tests of one entry may run. What hangs without its defence is red.
 const testTimeout = 2 * time.Minute
 
 // Prove runs each test as the tree is, where it must pass, and then without each of its defences, where it must not. root is the tree's.
-func Prove(ctx context.Context, root string, defences []Defence, tell func(Result)) ([]Result, error) {
+// With fuzz above 0 it is the fuzz targets instead: they have that long, one worker, and the corpora of the tree.
+func Prove(ctx context.Context, root string, defences []Defence, fuzz time.Duration, tell func(Result)) ([]Result, error) {
 	dir, err := os.MkdirTemp("", "mutate")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for changed files: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	p := &prover{root: root, dir: dir, whole: map[Test]string{}}
+	p := &prover{root: root, dir: dir, fuzz: fuzz, whole: map[Test]string{}}
 	var all []Result
 	for _, d := range defences {
+		tests := d.each(fuzz > 0)
+		if len(tests) == 0 {
+			continue
+		}
 		overlay, err := p.without(d)
 		if err != nil {
 			return all, err
 		}
 		broken := p.build(ctx, d, overlay)
-		for _, t := range d.each() {
+		for _, t := range tests {
 			r := Result{Defence: d, Test: t, Outcome: Broken, Detail: broken}
 			if r.Detail == "" {
 				r.Detail = p.asItIs(ctx, t)
 			}
-			if r.Detail == "" {
+			switch {
+			case r.Detail != "":
+			case t.Fuzz:
+				r.Outcome, r.Detail, r.Took = p.fuzzed(ctx, t, overlay)
+			default:
 				r.Outcome, r.Detail = p.test(ctx, t, overlay)
 			}
 			if err := ctx.Err(); err != nil {
@@ -74,6 +85,7 @@ func Prove(ctx context.Context, root string, defences []Defence, tell func(Resul
 
 type prover struct {
 	root, dir string
+	fuzz      time.Duration
 	whole     map[Test]string // what is wrong with a test in the tree as it is
 }
 
@@ -139,10 +151,60 @@ func (p *prover) asItIs(ctx context.Context, t Test) string {
 	return why
 }
 
+// fuzzed fuzzes the changed program. It runs in a directory of its own, as an input that fails is written where the program runs.
+func (p *prover) fuzzed(ctx context.Context, t Test, overlay string) (Outcome, string, time.Duration) {
+	dir, err := os.MkdirTemp(p.dir, "fuzz")
+	if err != nil {
+		return Broken, err.Error(), 0
+	}
+	bin := filepath.Join(dir, "fuzz.test")
+	if out, ok := p.run(ctx, overlay, "test", "-c", "-fuzz", ".", "-vet=off", "-o", bin, t.Package); !ok {
+		return Broken, "does not build: " + lastLine(out), 0
+	}
+	corpus := filepath.Join("testdata", "fuzz", t.Run)
+	if from := filepath.Join(p.root, t.Package, corpus); exists(from) {
+		if err := os.CopyFS(filepath.Join(dir, corpus), os.DirFS(from)); err != nil {
+			return Broken, err.Error(), 0
+		}
+	}
+	c := exec.CommandContext(ctx, bin, "-test.run", "^$", "-test.fuzz", "^"+t.Run+"$", "-test.fuzztime", p.fuzz.String(),
+		"-test.fuzzminimizetime", "10x", "-test.parallel", "1", "-test.fuzzcachedir", filepath.Join(dir, "cache"))
+	c.Dir = dir
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	began := time.Now()
+	out, err := c.CombinedOutput()
+	took := time.Since(began)
+	inputs := "no input"
+	if n := executions.FindAllStringSubmatch(string(out), -1); len(n) > 0 {
+		inputs = n[len(n)-1][1] + " inputs"
+	}
+	switch {
+	case err == nil:
+		return Green, "not in " + inputs, took
+	case !failed.Match(out):
+		return Broken, lastLine(string(out)), took
+	case strings.Contains(string(out), "failure while testing seed corpus"):
+		return Red, "by an input of the corpus", took
+	}
+	return Red, "by an input that was drawn, after " + inputs, took
+}
+
+var executions = regexp.MustCompile(`execs: (\d+)`)
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
 
 func (p *prover) test(ctx context.Context, t Test, overlay string) (Outcome, string) {
-	out, ok := p.run(ctx, overlay, "test", t.Package, "-run", t.Run, "-count=1", "-vet=off", "-timeout", testTimeout.String())
+	run := t.Run
+	if t.Fuzz {
+		run = "^" + run + "$"
+	}
+	out, ok := p.run(ctx, overlay, "test", t.Package, "-run", run, "-count=1", "-vet=off", "-timeout", testTimeout.String())
 	switch {
 	case strings.Contains(out, "no tests to run") || strings.Contains(out, "no test files"):
 		return Broken, "there is no such test"
@@ -175,19 +237,23 @@ func lastLine(out string) string {
 	return lines[len(lines)-1]
 }
 
-// WriteTable prints defence × test, and how many are not red.
+// WriteTable prints defence × test, how many are not red, and how long fuzz targets took.
 func WriteTable(out io.Writer, all []Result) {
 	t := table.NewWriter()
 	t.SetOutputMirror(out)
 	t.SetStyle(table.StyleLight)
-	t.AppendHeader(table.Row{"layer", "without what", "test", "is", ""})
-	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, WidthMax: 60}, {Number: 3, WidthMax: 60}, {Number: 5, WidthMax: 60}})
+	t.AppendHeader(table.Row{"layer", "without what", "test", "is", "after", ""})
+	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, WidthMax: 60}, {Number: 3, WidthMax: 60}, {Number: 6, WidthMax: 60}})
 	bad := 0
 	for _, r := range all {
 		if r.Outcome != Red {
 			bad++
 		}
-		t.AppendRow(table.Row{r.Defence.Layer, r.Defence.Name, r.Test, r.Outcome, r.Detail})
+		after := ""
+		if r.Took > 0 {
+			after = fmt.Sprintf("%.1f s", r.Took.Seconds())
+		}
+		t.AppendRow(table.Row{r.Defence.Layer, r.Defence.Name, r.Test, r.Outcome, after, r.Detail})
 	}
 	t.Render()
 	fmt.Fprintf(out, "%d defences taken out one by one: %d of %d tests are red\n", count(all), len(all)-bad, len(all))
