@@ -60,7 +60,7 @@ type rig struct {
 	cut     func([]byte) []unix.Iovec
 	served  uint64            // requests
 	errors  map[string]uint64 // answers by errno
-	record  []byte // what was served, as FuzzRequest takes it
+	record  []byte            // what was served, as FuzzRequest takes it
 }
 
 // variant chooses how the share is served.
