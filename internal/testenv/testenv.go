@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,9 +46,27 @@ func needs() map[string]need {
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
 		"chromium":  {probeTool("chromium"), "install the package chromium"},
 		"systemd":   {probeTool("systemd-socket-activate"), "install the package systemd"},
+		"libvirt":   {probeLibvirt, "install the packages libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients"},
 		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
 		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
 	}
+}
+
+// probeLibvirt looks for a daemon with the QEMU driver, and for what talks to it.
+func probeLibvirt() error {
+	if _, err := exec.LookPath("virsh"); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath("virtqemud"); err == nil {
+		return nil
+	}
+	if _, err := exec.LookPath("libvirtd"); err != nil {
+		return err
+	}
+	if found, _ := filepath.Glob("/usr/lib*/*/libvirt/connection-driver/libvirt_driver_qemu.so"); len(found) == 0 {
+		return errors.New("libvirtd has no driver for QEMU")
+	}
+	return nil
 }
 
 // probeHugePages looks for three free huge pages, or leave to make them.
