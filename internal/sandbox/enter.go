@@ -91,7 +91,11 @@ func Enter(o *Order, log *slog.Logger) (*Entered, error) {
 var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
 	OpBecomeRoot: func(_ *Entered, p *Plan, _ *slog.Logger) error { return becomeRoot(p) },
 	OpPrivate: func(*Entered, *Plan, *slog.Logger) error {
-		return unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+		err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+		if err == unix.EINVAL {
+			return fmt.Errorf("%w: / is no mount point, as in a chroot of the caller: say --sandbox=chroot, or have / bound on itself before the chroot", err)
+		}
+		return err
 	},
 	OpProc: func(e *Entered, p *Plan, _ *slog.Logger) (err error) {
 		e.SelfFD, err = procView(p.NewNamespace("mount"))
