@@ -123,6 +123,7 @@ func (p *prover) run(ctx context.Context, overlay string, args ...string) (out s
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	c.WaitDelay = 10 * time.Second // a process that hangs in the kernel keeps the pipe
 	b, err := c.CombinedOutput()
 	return string(b), err == nil
 }

@@ -338,6 +338,11 @@ func TestManyFilesFewDescriptors(t *testing.T) {
 				if a, e := g.getattr(n); e != 0 || a.Size != 1 {
 					t.Fatalf("getattr of %d: %v, size %d", i, e, a.Size)
 				}
+				if i%37 == 0 {
+					open, err := os.ReadDir("/proc/self/fd")
+					require.NoError(t, err)
+					require.Less(t, len(open), nofile-16, "room is made before there is none")
+				}
 			}
 			for i, n := range slices.Backward(nodes) { // the other way round: what is cached helps least
 				fh, e := g.open(n, unix.O_RDONLY)

@@ -346,3 +346,85 @@ func randomRequest(g *guest, r *rand.Rand) []byte {
 	}
 	return req
 }
+
+// TestReadonlyShare: the mount of a read-only share is one that the kernel guards, but not in every sandbox; each request that changes
+// something is refused by itself.
+func TestReadonlyShare(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(dir+"/sub", 0o755))
+	require.NoError(t, os.WriteFile(dir+"/file", []byte("content"), 0o644))
+	g := mount(t, dir, Config{Readonly: true, Xattr: true})
+	file := g.mustLookup(root, "file")
+	fh, e := g.open(file, unix.O_RDONLY)
+	require.Zero(t, e, "reading is what it is for")
+	before := tree(t, dir)
+	attributes := fuseabi.SetattrIn{}
+	attributes.Valid, attributes.Mode = fuseabi.FattrMode, 0o777
+	fallocate := fuseabi.FallocateIn{Fh: fh, Length: 1 << 20}
+	for what, e := range map[string]unix.Errno{
+		"open to write":    func() unix.Errno { _, e := g.open(file, unix.O_WRONLY); return e }(),
+		"open to both":     func() unix.Errno { _, e := g.open(file, unix.O_RDWR); return e }(),
+		"open to truncate": func() unix.Errno { _, e := g.open(file, unix.O_RDONLY|unix.O_TRUNC); return e }(),
+		"write":            func() unix.Errno { _, e := g.write(file, fh, 0, []byte("x"), 0, 0); return e }(),
+		"fallocate":        func() unix.Errno { _, e := want[none](g, fuseabi.OpFallocate, file, &fallocate, nil); return e }(),
+		"create":           func() unix.Errno { _, e := g.create(root, "new", unix.O_RDWR, 0o644, 0); return e }(),
+		"mkdir":            func() unix.Errno { _, e := g.mkdir(root, "new", 0o755, 0); return e }(),
+		"mknod":            func() unix.Errno { _, e := g.mknod(root, "new", unix.S_IFREG|0o644, 0); return e }(),
+		"symlink":          func() unix.Errno { _, e := g.symlink(root, "new", "x"); return e }(),
+		"link":             func() unix.Errno { _, e := g.link(file, root, "new"); return e }(),
+		"unlink":           g.unlink(root, "file"),
+		"rmdir":            g.rmdir(root, "sub"),
+		"rename":           g.rename(root, "file", root, "new", 0),
+		"setattr":          func() unix.Errno { _, e := g.setattr(file, attributes); return e }(),
+		"setxattr":         g.setxattr(file, "user.a", []byte("x"), 0),
+		"removexattr":      g.removexattr(file, "user.a"),
+	} {
+		assert.Equal(t, unix.EROFS, e, what)
+	}
+	assert.Equal(t, before, tree(t, dir))
+}
+
+// Data that somebody without CAP_FSETID changes does not go on running with its owner's ids. The guest says who that is, by flags that
+// HANDLE_KILLPRIV_V2 brought.
+func TestDataChangesClearSetIDBits(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	g := mount(t, dir, Config{KillprivV2: true})
+	for name, change := range map[string]func(node uint64) unix.Errno{
+		"write": func(node uint64) unix.Errno {
+			fh, e := g.open(node, unix.O_RDWR)
+			require.Zero(t, e)
+			_, e = g.write(node, fh, 0, []byte("x"), 0, fuseabi.WriteKillSuidGid)
+			return e
+		},
+		"open": func(node uint64) unix.Errno {
+			in := fuseabi.OpenIn{Flags: unix.O_RDWR | unix.O_TRUNC, Mode: fuseabi.OpenKillSuidGid}
+			_, e := want[fuseabi.OpenOut](g, fuseabi.OpOpen, node, &in, nil)
+			return e
+		},
+		"truncate": func(node uint64) unix.Errno {
+			in := fuseabi.SetattrIn{}
+			in.Valid, in.Size = fuseabi.FattrSize|fuseabi.FattrKillSuidGid, 1
+			_, e := g.setattr(node, in)
+			return e
+		},
+	} {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte("#!"), 0o755))
+		require.NoError(t, os.Chmod(path, 0o755|os.ModeSetuid|os.ModeSetgid))
+		require.Zero(t, change(g.mustLookup(root, name)), name)
+		st, err := os.Stat(path)
+		require.NoError(t, err)
+		assert.Zero(t, st.Mode()&(os.ModeSetuid|os.ModeSetgid), name)
+	}
+}
+
+// TestTruncationByOpenIsNotOfferedWhereBitsWouldStay: without HANDLE_KILLPRIV_V2 the guest's kernel clears set-id bits where it truncates
+// by SETATTR, but not where OPEN does it.
+func TestTruncationByOpenIsNotOfferedWhereBitsWouldStay(t *testing.T) {
+	with, without := mount(t, t.TempDir(), Config{KillprivV2: true}), mount(t, t.TempDir(), Config{})
+	const all = ^fuseabi.InitFlags(0)
+	assert.NotZero(t, with.init(all)&fuseabi.AtomicOTrunc)
+	assert.Zero(t, without.init(all)&fuseabi.AtomicOTrunc)
+	assert.Zero(t, with.init(all&^fuseabi.HandleKillprivV2)&fuseabi.AtomicOTrunc, "a guest that does not know it")
+}

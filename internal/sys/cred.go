@@ -25,7 +25,7 @@ const noID = ^uint32(0)
 // Creds switches the credentials of one thread and switches them back. It is made on that thread, which stays locked to
 // its goroutine, and every method is called there.
 //
-// While switched, a thread keeps CAP_DAC_OVERRIDE if it has it, and nothing else: permission was checked by the guest's
+// While switched, a thread keeps what it has of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, and nothing else: permission was checked by the guest's
 // kernel, which knows all groups and access lists; but whether a set-group-ID bit survives is decided here, so CAP_FSETID
 // must not be there (CVE-2022-0358).
 //

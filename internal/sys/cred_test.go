@@ -1,0 +1,124 @@
+package sys_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/sys"
+	"virtiofsd/internal/testenv"
+)
+
+// onThread runs f on a thread of its own, which ends with it: what f leaves behind is nobody's.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+}
+
+// credentials are what the kernel says of the calling thread: the lines of its status by name, numbers apart by one space.
+func credentials(t *testing.T) map[string]string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/status", unix.Gettid()))
+	require.NoError(t, err)
+	all := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(line, ":")
+		switch name {
+		case "Uid", "Gid", "Groups", "CapEff", "CapPrm":
+			all[name] = strings.Join(strings.Fields(value), " ")
+		}
+	}
+	return all
+}
+
+func TestCredentialsAreTakenAndGivenBack(t *testing.T) {
+	testenv.Need(t, "root")
+	const override = "0000000000000006" // dac_override and dac_read_search
+	for _, c := range []struct {
+		uid, gid         uint32
+		groups           []uint32
+		ids, gids, grant string // real, effective, saved and file system's id; supplementary groups
+	}{
+		{1000, 1001, nil, "0 1000 0 1000", "0 1001 0 1001", ""},
+		{1000, 1001, []uint32{2000, 3000}, "0 1000 0 1000", "0 1001 0 1001", "2000 3000"},
+		{1000, 0, []uint32{2000}, "0 1000 0 1000", "0 0 0 0", "2000"},
+	} {
+		onThread(func() {
+			// A launcher's group, to see it go and come.
+			_, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
+			assert.Zero(t, e)
+			creds, err := sys.NewCreds()
+			if !assert.NoError(t, err) {
+				return
+			}
+			before := credentials(t)
+			assert.Zero(t, creds.Become(c.uid, c.gid, c.groups))
+			assert.True(t, creds.Switched())
+			now := credentials(t)
+			assert.Equal(t, c.ids, now["Uid"])
+			assert.Equal(t, c.gids, now["Gid"])
+			assert.Equal(t, c.grant, now["Groups"])
+			assert.Equal(t, override, now["CapEff"], "permissions were checked by the guest; nothing else is kept")
+			creds.Restore()
+			assert.False(t, creds.Switched())
+			assert.Equal(t, before, credentials(t))
+		})
+	}
+}
+
+func TestCredentialsThatCannotBeTakenLeaveNothingBehind(t *testing.T) {
+	testenv.Need(t, "root")
+	for name, c := range map[string]struct {
+		uid, gid uint32
+		groups   []uint32
+	}{
+		"no user":              {^uint32(0), 1000, nil},
+		"no group":             {1000, ^uint32(0), nil},
+		"more groups than are": {1000, 1000, make([]uint32, 1<<16+1)}, // the group is taken by then
+	} {
+		onThread(func() {
+			creds, err := sys.NewCreds()
+			if !assert.NoError(t, err) {
+				return
+			}
+			before := credentials(t)
+			assert.Equal(t, unix.EPERM, creds.Become(c.uid, c.gid, c.groups), name)
+			assert.Equal(t, before, credentials(t), name)
+			assert.False(t, creds.Switched(), name)
+		})
+	}
+}
+
+// stuckEnv has the test's program be a thread that cannot take its ids back.
+const stuckEnv = "SYS_TEST_STUCK"
+
+func TestThreadThatCannotComeBackEndsTheProcess(t *testing.T) {
+	testenv.Need(t, "root")
+	if os.Getenv(stuckEnv) != "" {
+		onThread(func() {
+			creds, err := sys.NewCreds()
+			if err != nil || creds.Become(1000, 1000, nil) != 0 {
+				os.Exit(2)
+			}
+			unix.RawSyscall(unix.SYS_SETRESUID, 1000, 1000, 1000)
+			creds.Restore()
+			os.Exit(3) // it would serve on
+		})
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestThreadThatCannotComeBackEndsTheProcess$")
+	cmd.Env = append(os.Environ(), stuckEnv+"=1")
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Run(), &exit)
+	assert.Equal(t, 70, exit.ExitCode())
+}
