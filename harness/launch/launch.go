@@ -159,7 +159,7 @@ func Start(ctx context.Context, s Spec) (*Daemon, error) {
 		d.cmd.SysProcAttr.Credential = c
 	}
 	started := make(chan error)
-	go d.reap(started)
+	onOwnThread(func() { d.reap(started) })
 	if err := <-started; err != nil {
 		f.Close()
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
@@ -180,10 +180,29 @@ func Start(ctx context.Context, s Spec) (*Daemon, error) {
 	return d, nil
 }
 
-// reap starts the daemon and waits for it on a thread of its own: PDEATHSIG belongs to the thread that forks, and so does the private
-// mount namespace with the daemon's files of /etc. The thread ends with this goroutine.
+// onOwnThread runs f in a goroutine on a thread of its own, which ends with it. It is never the process's first thread: that one cannot
+// end, and what /proc says of the process is what it says of that thread.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		running := make(chan struct{})
+		go func() { // elsewhere, as long as we stay here
+			runtime.LockOSThread()
+			close(running)
+			f()
+		}()
+		<-running
+		runtime.UnlockOSThread()
+	}()
+}
+
+// reap starts the daemon and waits for it on the calling thread, which is nobody else's: PDEATHSIG belongs to the thread that forks, and so
+// does the private mount namespace with the daemon's files of /etc.
 func (d *Daemon) reap(started chan<- error) {
-	runtime.LockOSThread() // never unlocked
 	if err := privateFiles(d.spec.Etc); err != nil {
 		started <- err
 		return
