@@ -307,11 +307,13 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 			return strings.HasSuffix(strings.TrimSpace(p.Log()), "Waiting for vhost-user socket connection...")
 		}, 5*time.Second, time.Millisecond)
 	}
+	fresh := p.usage(t)
 	for i := range 20 {
 		once(i)
 	}
 	ready()
 	before := p.usage(t)
+	assert.Equal(t, fresh.fds, before.fds, "what a front-end's guest had open is closed when it has left, not when the next comes")
 	for i := range 200 {
 		once(i)
 	}
