@@ -459,6 +459,7 @@ func TestSecondFrontEnd(t *testing.T) {
 	}
 	first.Close()
 	second, third := dial(), dial()
+	time.Sleep(50 * time.Millisecond) // whoever refuses has met the second by then
 	stop()
 	for _, c := range []*fe.Conn{second, third} { // they came when the first had left
 		ours, err := l.Accept(t.Context())
