@@ -209,10 +209,13 @@ func (a *apt) download(ctx context.Context, pkg, dir string) (string, error) {
 	return debs[0], nil
 }
 
-// dependencies returns the library packages that pkg needs, itself first: Depends and Pre-Depends, followed through packages named
+// dependencies returns the library packages that packages need, themselves first: Depends and Pre-Depends, followed through packages named
 // lib*, first alternative. Other packages are tools and data that a program started by path does without.
-func (a *apt) dependencies(ctx context.Context, pkg string) ([]string, error) {
-	todo, seen := []string{pkg}, map[string]bool{pkg: true}
+func (a *apt) dependencies(ctx context.Context, pkgs ...string) ([]string, error) {
+	todo, seen := slices.Clone(pkgs), map[string]bool{}
+	for _, p := range pkgs {
+		seen[p] = true
+	}
 	for i := 0; i < len(todo); i++ {
 		f, err := a.fields(ctx, todo[i])
 		if err != nil {

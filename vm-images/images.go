@@ -130,16 +130,69 @@ func EnsurePeer(ctx context.Context, dirs Dirs, name string, log *slog.Logger) (
 	if p.Path, err = firstFile(root, src.Files); err != nil {
 		return nil, fmt.Errorf("peer %s: %w", name, err)
 	}
-	loader, err := firstFile(root, []string{"usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"})
-	if err != nil {
+	if p.Prefix, err = loader(root); err != nil {
 		return nil, fmt.Errorf("peer %s: %w", name, err)
 	}
-	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu") + ":" + filepath.Join(root, "lib/x86_64-linux-gnu")
-	p.Prefix = []string{loader, "--library-path", libs}
 	if p.SHA256, err = hashFile(p.Path); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// loader is what goes before a program of an unpacked suite to run it with that suite's libraries.
+func loader(root string) ([]string, error) {
+	ld, err := firstFile(root, []string{"usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"})
+	if err != nil {
+		return nil, err
+	}
+	return []string{ld, "--library-path", filepath.Join(root, "usr/lib/x86_64-linux-gnu") + ":" + filepath.Join(root, "lib/x86_64-linux-gnu")}, nil
+}
+
+// QEMUNames are the QEMUs of kernels.toml.
+func QEMUNames() (names []string) {
+	if t, err := Known(); err == nil {
+		for _, q := range t.QEMUs {
+			names = append(names, q.Name)
+		}
+	}
+	return names
+}
+
+// EnsureQEMU fetches a QEMU of kernels.toml with its libraries and firmware, and returns the path of a script that runs it.
+func EnsureQEMU(ctx context.Context, dirs Dirs, name string, log *slog.Logger) (string, error) {
+	t, err := Known()
+	if err != nil {
+		return "", err
+	}
+	src, ok := find(t.QEMUs, name)
+	if !ok {
+		return "", fmt.Errorf("no QEMU %q in kernels.toml", name)
+	}
+	b, err := newBuilder(dirs, log)
+	if err != nil {
+		return "", err
+	}
+	defer b.close()
+	root, _, err := b.source(ctx, src, true)
+	if err != nil {
+		return "", fmt.Errorf("QEMU %s: %w", name, err)
+	}
+	program, err := firstFile(root, src.Files)
+	if err != nil {
+		return "", fmt.Errorf("QEMU %s: %w", name, err)
+	}
+	prefix, err := loader(root)
+	if err != nil {
+		return "", fmt.Errorf("QEMU %s: %w", name, err)
+	}
+	// It looks for modules and firmware beside its own executable, which is the loader now.
+	argv := append(prefix, program, "-L", filepath.Join(root, "usr/share/qemu"), "-L", filepath.Join(root, "usr/share/seabios"))
+	script := filepath.Join(filepath.Dir(root), "qemu")
+	text := fmt.Sprintf("#!/bin/sh\nexport QEMU_MODULE_DIR='%s'\nexec '%s' \"$@\"\n", filepath.Join(root, "usr/lib/x86_64-linux-gnu/qemu"), strings.Join(argv, "' '"))
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		return "", fmt.Errorf("write the script that runs QEMU: %w", err)
+	}
+	return script, nil
 }
 
 // builder holds the lock of the cache, so that two runs at once do not fetch into the same place.
@@ -313,7 +366,7 @@ func (b *builder) source(ctx context.Context, src Source, withLibs bool) (string
 	}
 	pkgs := []string{pkg}
 	if withLibs {
-		if pkgs, err = a.dependencies(ctx, pkg); err != nil {
+		if pkgs, err = a.dependencies(ctx, append([]string{pkg}, src.With...)...); err != nil {
 			return "", nil, err
 		}
 	}

@@ -13,12 +13,13 @@ import (
 //go:embed kernels.toml
 var kernelsTOML []byte
 
-// Source says where a kernel, tool or peer comes from.
+// Source says where a kernel, tool, peer or QEMU comes from.
 type Source struct {
 	Name    string   `toml:"name"`
 	Suite   string   `toml:"suite"`
 	Package string   `toml:"package"` // regular expression over whole names
-	Files   []string `toml:"files"`   // of a tool or peer: the program's path in the package, first that exists
+	Files   []string `toml:"files"`   // of a program: its path in the package, first that exists
+	With    []string `toml:"with"`    // packages that it needs besides its libraries
 	Why     string   `toml:"why"`
 }
 
@@ -28,6 +29,7 @@ type Table struct {
 	Kernels []Source `toml:"kernel"`
 	Tools   []Source `toml:"tool"`
 	Peers   []Source `toml:"peer"`
+	QEMUs   []Source `toml:"qemu"`
 }
 
 // Known returns the built-in table.
@@ -43,7 +45,7 @@ func parse(b []byte) (Table, error) {
 		}
 		return t, fmt.Errorf("kernels.toml: %w", err)
 	}
-	for _, list := range [][]Source{t.Kernels, t.Tools, t.Peers} {
+	for _, list := range [][]Source{t.Kernels, t.Tools, t.Peers, t.QEMUs} {
 		seen := map[string]bool{}
 		for _, s := range list {
 			if s.Name == "" || s.Suite == "" || s.Package == "" || seen[s.Name] {
