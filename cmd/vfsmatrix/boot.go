@@ -121,6 +121,11 @@ func (a *app) bootGuest(ctx context.Context, f bootFlags, command []string) erro
 		}
 	}
 	defer restore()
+	if !signal.Ignored(unix.SIGHUP) { // the terminal goes: all is taken down, as at ^C
+		var stop func()
+		ctx, stop = signal.NotifyContext(ctx, unix.SIGHUP)
+		defer stop()
+	}
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // an output that nobody reads any more is an error of write, and all is taken down
 	status, err := runner.Boot(ctx, runner.BootConfig{
 		Share: share, Scenario: s, Impl: impls[0], Image: images[f.kernel], Accel: f.accel, QEMU: f.qemu, Log: a.log(), Session: session,
