@@ -44,6 +44,8 @@ type Facts struct {
 
 	// UserNamespaces is "" where the caller may make one, otherwise what forbids it.
 	UserNamespaces string `json:"user_namespaces"`
+	// NoPivotRoot: pivot_root(2) is refused although the caller has the capability for it, as docker's filter does.
+	NoPivotRoot bool `json:"no_pivot_root"`
 }
 
 // Gather reads the facts of the calling process. What it cannot read counts as absent. Whether user namespaces can be made is tried, which
@@ -74,6 +76,7 @@ func Gather(maps bool) (Facts, error) {
 	f.SubUID = subIDs("/etc/subuid", f.UID)
 	f.SubGID = subIDs("/etc/subgid", f.UID)
 	f.Landlock = sys.LandlockABI()
+	f.NoPivotRoot = f.Has(SysAdmin) && sys.PivotRootFiltered()
 	if maps || !f.Has(SysAdmin) {
 		f.UserNamespaces = f.userNamespaces()
 	}

@@ -113,6 +113,9 @@ func Make(o config.Options, f Facts) (Plan, error) {
 var kinds = []string{"mount", "pid", "network", "ipc", "uts", "cgroup"}
 
 func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
+	if f.NoPivotRoot {
+		return errNoPivotRoot(p.Mode)
+	}
 	if !userns {
 		p.Namespaces = kinds
 		p.start("it sees no mount, process or network interface of the host")
@@ -150,6 +153,10 @@ func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
 		p.leaves("supplementary groups are kept: only one group id is mapped, so the kernel denies setgroups; map a range (--gid-map) to be rid of them")
 	}
 	return nil
+}
+
+func errNoPivotRoot(mode string) error {
+	return fmt.Errorf("sandbox %s: the caller has CAP_SYS_ADMIN, but its filter of system calls refuses pivot_root, as docker's own does; use a filter that allows it (--security-opt seccomp=FILE, or unconfined), or --sandbox=chroot", mode)
 }
 
 // start is the first step of every plan.
@@ -244,6 +251,9 @@ func (p *Plan) procViewIn(f Facts) {
 func (p *Plan) pivotRoot(o config.Options, f Facts) error {
 	if !f.Has(SysAdmin) {
 		return errors.New("sandbox pivot_root: the caller's sandbox gives no CAP_SYS_ADMIN, which mounts take; run inside a user namespace with capabilities (unshare --user --map-root-user), or use --sandbox=chroot or none")
+	}
+	if f.NoPivotRoot {
+		return errNoPivotRoot(p.Mode)
 	}
 	p.Namespaces = []string{"mount"}
 	p.start("nobody else's root is moved")

@@ -64,8 +64,11 @@ func callers() []caller {
 		})},
 		{"unshare-r", "root of a user namespace with one id, as 'unshare -Ur' makes it", ns(idmap.Map{{Inside: 0, Outside: 1500, Count: 1}}, true)},
 		{"userns-range", "root of a user namespace with a range, as LXD, podman unshare and 'unshare --map-auto' make it", ns(range_, false)},
-		{"container", "root in a container with podman's default capabilities", with(func(f *Facts) {
+		{"container", "root in a container with podman's default capabilities, whose filter allows no user namespace, as docker's", with(func(f *Facts) {
 			f.Effective, f.Bounding, f.UserNamespaces, f.Groups = podman, podman, "the kernel, a container's filter, a chroot or a security module forbids it: operation not permitted", []uint32{4}
+		})},
+		{"docker-sys-admin", "root in docker's container with --cap-add=SYS_ADMIN: its filter leaves pivot_root out", with(func(f *Facts) {
+			f.Effective, f.Bounding, f.NoPivotRoot = podman|Of(Mknod, SysAdmin), podman|Of(Mknod, SysAdmin), true
 		})},
 		{"kubevirt", "uid 107 without any capability, under no_new_privs, where no user namespace can be made", with(func(f *Facts) {
 			f.UID, f.GID, f.NoNewPrivs, f.Bounding = 107, 107, true, 0
