@@ -21,6 +21,7 @@ const (
 // launchers is that file.
 type launchers struct {
 	Intro     []string  `toml:"intro"`
+	About     string    `toml:"runtimes_intro"`
 	Launchers []starter `toml:"launcher"`
 	Runtimes  []runtime `toml:"runtime"`
 }
@@ -168,10 +169,14 @@ func (b *book) launchersPage(l *launchers, tree fs.FS) (string, error) {
 		fmt.Fprintf(&w, "- It waits for: %s.\n- The daemon ends: %s.\n- Most like scenario: %s.\n", one.Ready, one.Ends, b.scenarioLink(at, b.scenario(one.Scenario)))
 		fmt.Fprintf(&w, "- To use this daemon:\n    - %s\n\n", strings.Join(one.Use, "\n    - "))
 	}
-	w.WriteString("## <a id=\"runtimes\"></a>Container runtimes\n\nWhat a runtime has to allow for a daemon inside a container. `virtiofsd --check`, run there, says which ways work and what the others lack; the scenarios show what each of them keeps from a guest.\n\n")
+	fmt.Fprintf(&w, "## <a id=\"runtimes\"></a>Container runtimes\n\n%s\n\n", l.About)
 	rows = nil
 	for _, r := range l.Runtimes {
-		rows = append(rows, []string{r.Name, cellText(r.Allows), "`" + strings.Trim(r.Options, "`") + "`", b.scenarioLink(at, b.scenario(r.Scenario))})
+		options := r.Options
+		if strings.HasPrefix(options, "-") {
+			options = "`" + options + "`"
+		}
+		rows = append(rows, []string{r.Name, cellText(r.Allows), options, b.scenarioLink(at, b.scenario(r.Scenario))})
 	}
 	mdTable(&w, []string{"runtime", "what it has to allow", "options", "scenario"}, rows)
 	return w.String(), nil

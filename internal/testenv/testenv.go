@@ -45,6 +45,7 @@ func needs() map[string]need {
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
 		"chromium":  {probeTool("chromium"), "install the package chromium"},
+		"podman":    {probeTool("podman"), "install the package podman"},
 		"systemd":   {probeTool("systemd-socket-activate"), "install the package systemd"},
 		"libvirt":   {probeLibvirt, "install the packages libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients"},
 		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
