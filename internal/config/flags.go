@@ -106,7 +106,7 @@ func Flags() []Flag {
 		choice(Flag{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: have the kernel's Landlock refuse all files but those of the share; on fails where it cannot"}, func(o *Options) *string { return &o.Landlock }, "auto", "on", "off"),
 		{Name: "modcaps", Arg: "LIST", Group: "Sandbox", Help: "change the capabilities that are kept: +cap adds, -cap drops, joined by colons", set: text(func(o *Options) *string { return &o.ModCaps })},
 		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor that gets what the sandbox has reached, as read back from /proc, as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
-		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: the smaller of 1000000 and fs.nr_open", set: func(o *Options, v string) error {
+		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: 1000000, or what fs.nr_open and fs.file-max leave", set: func(o *Options, v string) error {
 			n, err := strconv.ParseUint(v, 10, 31)
 			if err != nil {
 				return fmt.Errorf("is a number, not %q", v)

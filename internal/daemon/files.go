@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -104,8 +105,36 @@ func writeReport(fd int, s *sandbox.State) error {
 	return nil
 }
 
-// raiseNofile sets the limit of open files: what was asked for, or else the smaller of a million and fs.nr_open, as far as allowed.
-// It returns the limit in force.
+// Files that the rest of the host is left, and that we take whatever the host has.
+const (
+	reservedFiles = 16384
+	leastFiles    = 1024
+)
+
+// mostFiles is the limit of open files where none was asked for: a million, if a process may have that many (fs.nr_open) and the host has
+// more (fs.file-max). A guest that opens without end must not use up the host's (CVE-2020-10717). 0 stands for what is not known.
+func mostFiles(nrOpen, fileMax uint64) uint64 {
+	most := uint64(1000000)
+	if nrOpen > 0 {
+		most = min(most, nrOpen)
+	}
+	if fileMax > 0 {
+		most = min(most, max(fileMax, reservedFiles+leastFiles)-reservedFiles)
+	}
+	return most
+}
+
+// sysctl reads a number below /proc/sys, 0 if there is none.
+func sysctl(name string) uint64 {
+	b, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return n
+}
+
+// raiseNofile sets the limit of open files: what was asked for, or else mostFiles, as far as allowed. It returns the limit in force.
 func raiseNofile(o config.Options, log *slog.Logger) (uint64, error) {
 	var have unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
@@ -114,12 +143,7 @@ func raiseNofile(o config.Options, log *slog.Logger) (uint64, error) {
 	if o.RlimitNofileSet && o.RlimitNofile == 0 {
 		return have.Cur, nil
 	}
-	want := uint64(1000000)
-	if b, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil {
-		if n, err := strconv.ParseUint(string(b[:max(len(b)-1, 0)]), 10, 64); err == nil {
-			want = min(want, n)
-		}
-	}
+	want := mostFiles(sysctl("fs/nr_open"), sysctl("fs/file-max"))
 	if o.RlimitNofileSet {
 		want = o.RlimitNofile
 	}
