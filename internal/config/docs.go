@@ -36,7 +36,7 @@ func defaultOf(f Flag) string {
 	case "log-format":
 		return d.LogFormat
 	case "rlimit-nofile":
-		return "the smaller of 1000000 and fs.nr_open"
+		return "1000000, or what fs.nr_open and fs.file-max leave"
 	case "uid-map", "gid-map":
 		return "the caller's own id, where a user namespace is needed"
 	}
