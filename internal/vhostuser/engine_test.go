@@ -473,3 +473,30 @@ func BenchmarkDepth32(b *testing.B) {
 		})
 	}
 }
+
+// The driver is told of several quick requests at once; those behind them may block, and then it is told of the quick ones all the same.
+func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
+	q := d.Request(0)
+	for range 50 { // so that requests count as quick
+		var all []*fe.Pending
+		for range 64 {
+			all = append(all, d.start(t, opQuick))
+		}
+		q.Publish()
+		for _, p := range all {
+			_, err := d.fuse.Finish(p)
+			require.NoError(t, err)
+		}
+	}
+	first := d.start(t, opSleep) // long enough for the driver to sleep, too
+	for range vhostuser.MaxWorkers + 20 { // more than can be taken
+		d.start(t, opBlock)
+	}
+	q.Publish()
+	began := time.Now()
+	require.NoError(t, q.WaitChain(first.Chain, 2*time.Second))
+	assert.Less(t, time.Since(began), time.Second)
+	close(e.block)
+}

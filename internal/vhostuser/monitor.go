@@ -138,6 +138,7 @@ func (q *queue) watch(last *seen) {
 		}
 	}
 	if blocked {
+		q.tellAll()
 		q.leader = nil
 		if q.call1(MaxWorkers) {
 			q.counters.Takeovers++
@@ -146,6 +147,22 @@ func (q *queue) watch(last *seen) {
 		}
 	} else {
 		q.help()
+	}
+}
+
+// tellAll tells the driver of what was pushed before a request that blocks. The caller holds mu.
+func (q *queue) tellAll() {
+	if q.tell.untold == 0 {
+		return
+	}
+	q.tell.untold = 0
+	signal := func() (signal bool, err error) {
+		defer rescue(&err)
+		return q.ring.MustSignal(), nil
+	}
+	if yes, err := signal(); err == nil && yes && q.call != nil {
+		q.counters.Signals++
+		q.call.signal()
 	}
 }
 
