@@ -490,7 +490,7 @@ func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
-	first := d.start(t, opSleep) // long enough for the driver to sleep, too
+	first := d.start(t, opSleep)          // long enough for the driver to sleep, too
 	for range vhostuser.MaxWorkers + 20 { // more than can be taken
 		d.start(t, opBlock)
 	}
