@@ -239,7 +239,11 @@ func (d *differential) do(who int, turn []step) error {
 			}
 			d.trace = append(d.trace, fmt.Sprintf("%s → %s", op, strings.Join(got.Local, " ")))
 		}
-		if name := firstDifference(s.Op, got); name != "" {
+		what := s.Op
+		if strings.HasSuffix(what, "chown") && s.UID == -1 && s.GID == -1 {
+			what = "chown-to-nobody"
+		}
+		if name := firstDifference(what, got); name != "" {
 			return d.found(s.N, name, op, strings.Join(got.Share, " "), strings.Join(got.Local, " "))
 		}
 	}
