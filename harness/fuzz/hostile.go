@@ -40,13 +40,13 @@ func hostileOperations() map[string]operation {
 			return s.bytes(st, s.request(st, s.anyOp(st), s.scratch, make([]byte, st.Size%60)), 300)
 		}),
 		"length-too-small": breaks(1, func(s *session, st Step) *Finding {
-			b := s.request(st, fe.OpGetattr, fe.RootNode, make([]byte, 16))
-			binary.LittleEndian.PutUint32(b, st.Size%56)
+			b := s.plainRequest(st)
+			binary.LittleEndian.PutUint32(b, st.Size%uint32(len(b)))
 			return s.bytes(st, b, 200)
 		}),
 		"length-too-large": breaks(1, func(s *session, st Step) *Finding {
-			b := s.request(st, fe.OpGetattr, fe.RootNode, make([]byte, 16))
-			binary.LittleEndian.PutUint32(b, 57+st.Size<<(st.Flags*3))
+			b := s.plainRequest(st)
+			binary.LittleEndian.PutUint32(b, uint32(len(b))+1+st.Size<<(st.Flags*3))
 			return s.bytes(st, b, 200)
 		}),
 		"arguments-cut": breaks(1, func(s *session, st Step) *Finding {
@@ -142,8 +142,8 @@ func hostileOperations() map[string]operation {
 		}),
 		"descriptor-long": chain(func(_ *session, st Step, _ []uint16, d []fe.Desc) { d[st.Size%2].Len = 1<<32 - 1 - st.Size }),
 		"descriptor-loop": chain(func(_ *session, st Step, ids []uint16, d []fe.Desc) {
-			d[1].Flags |= fe.DescNext
-			d[1].Next = ids[st.Size%2]
+			d[st.Off%2].Flags |= fe.DescNext
+			d[st.Off%2].Next = ids[st.Size%2]
 		}),
 		"descriptor-next": chain(func(s *session, st Step, _ []uint16, d []fe.Desc) {
 			d[0].Next = s.queue(st.Queue).Size + uint16(st.Size)
@@ -220,16 +220,24 @@ func (s *session) wild(st Step) []byte {
 		case 1:
 			b = b.U64(rng.Uint64() | 1<<40)
 		case 2:
-			b = b.U64([]uint64{0, 1<<64 - 1, 1 << 63, 1<<63 - 1, 1<<32 - 1, 1 << 32}[rng.IntN(6)])
+			b = b.U64([]uint64{0, 1<<64 - 1, 1 << 63, 1<<63 - 1, 1<<32 - 1}[rng.IntN(5)])
 		case 3:
 			b = b.U32(rng.Uint32()|1<<30, uint32(1<<20+rng.IntN(1<<10)))
 		case 4:
 			b = b.Name(strings.Repeat("n", rng.IntN(300)))
 		case 5:
-			b = b.U32(uint32(rng.IntN(1<<12)), 0)
+			b = b.U32(1+uint32(rng.IntN(1<<12)), 1+uint32(rng.IntN(1<<12))) // together no small number
 		}
 	}
 	return b
+}
+
+// plainRequest is a request's bytes with nothing wrong in them, with a name or without.
+func (s *session) plainRequest(st Step) []byte {
+	if st.Off%2 == 1 {
+		return s.request(st, fe.OpLookup, s.scratch, fe.Body(nil).Name(st.Name))
+	}
+	return s.request(st, fe.OpGetattr, fe.RootNode, make([]byte, 16))
 }
 
 // request is a request's bytes.

@@ -402,7 +402,11 @@ func (s *session) readdir(st Step) *Finding {
 		return f
 	}
 	if reply.Error != 0 {
-		return &Finding{Kind: "wrong answer", Detail: fmt.Sprintf("%v: %v", op, reply.Error)}
+		_, err := unix.Seek(h.fd, 0, unix.SEEK_SET)
+		if err == nil {
+			_, err = unix.Getdents(h.fd, make([]byte, room)) // ENOENT of a directory that was removed
+		}
+		return agree(op.String(), reply.Error, err)
 	}
 	entries, err := fe.DecodeDirents(reply.Body, plus)
 	if err != nil {
