@@ -69,7 +69,7 @@ hostile: setup build ## break the rules of guest and front-end against each daem
 prove-defences: setup build ## take each defence out of the source, one by one, and see its tests fail (minutes)
 	bin/vfsmatrix prove $(PROVE)
 
-prove-fuzzing: build ## plant mistakes in decoders and rings, one by one, and see the fuzz targets find each within ten minutes (an hour)
+prove-fuzzing: build ## plant mistakes in decoders and rings, one by one, and see the fuzz targets find each within ten minutes (in minutes, all of them)
 	bin/vfsmatrix prove --fuzz 10m --only '^mistakes' $(PROVE)
 
 bench: setup build ## measure the daemons in turns and print their ratios

@@ -176,7 +176,7 @@ func (p *prover) fuzzed(ctx context.Context, t Test, overlay string) (Outcome, s
 	began := time.Now()
 	out, err := c.CombinedOutput()
 	took := time.Since(began)
-	inputs := "no input"
+	inputs := "few inputs" // it tells every three seconds
 	if n := executions.FindAllStringSubmatch(string(out), -1); len(n) > 0 {
 		inputs = n[len(n)-1][1] + " inputs"
 	}

@@ -177,6 +177,12 @@ func FuzzRing(f *testing.F) {
 	f.Add(true, []byte{1, 2, 255, 10, 2, 255, 255, 11, 14})
 	f.Add(true, []byte{1, 16, 0, 0, 1, 0, 4}) // a head one behind the table
 	f.Add(false, []byte{0, 17, 0, 4, 4, 7})   // an index one too far ahead
+	round := []byte{}                         // a ring that goes round
+	for i := range byte(20) {
+		round = append(round, 0, i+1, 0, 1|i<<3, i%16, 0, 4, 6, 7)
+	}
+	f.Add(true, round)
+	f.Add(false, round)
 	d := newDriver(f, 16)
 	pristine := append([]byte(nil), d.mem[d.buffers:]...)
 	f.Fuzz(func(t *testing.T, eventIdx bool, ops []byte) {
