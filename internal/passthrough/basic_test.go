@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -483,4 +484,37 @@ func TestAppendIsSaidWithEachWrite(t *testing.T) {
 	b, e := g.read(f.NodeId, f.Fh, 0, 10)
 	require.Zero(t, e, "with writeback the guest reads what it writes a part of")
 	assert.Equal(t, "Xbcdef", string(b))
+}
+
+// An empty file of tmpfs keeps its times where truncate(2) leaves it empty, and not where ftruncate(2) does (fs/open.c, do_truncate).
+func TestTruncationOfAnEmptyFile(t *testing.T) {
+	dir := tmpfs(t)
+	path := filepath.Join(dir, "f")
+	require.NoError(t, os.WriteFile(path, nil, 0o644))
+	old := time.Unix(1000000000, 0)
+	g := mount(t, dir, Config{KillprivV2: true})
+	n := g.mustLookup(root, "f")
+	fh, e := g.open(n, unix.O_RDWR)
+	require.Zero(t, e)
+	for name, c := range map[string]struct {
+		size, fh uint64
+		valid    uint32
+		moves    bool
+	}{
+		"by name":                 {0, 0, 0, false},
+		"by name, to another":     {5, 0, 0, true},
+		"by an open file":         {0, fh, fuseabi.FattrFH, true},
+		"by name, set-id cleared": {0, 0, fuseabi.FattrKillSuidGid, false},
+	} {
+		require.NoError(t, os.Truncate(path, 0))
+		require.NoError(t, os.Chtimes(path, old, old))
+		in := fuseabi.SetattrIn{}
+		in.Valid, in.Size, in.Fh = fuseabi.FattrSize|c.valid, c.size, c.fh
+		_, e := g.setattr(n, in)
+		require.Zero(t, e, name)
+		st, err := os.Stat(path)
+		require.NoError(t, err)
+		assert.EqualValues(t, c.size, st.Size(), name)
+		assert.Equal(t, c.moves, !st.ModTime().Equal(old), name)
+	}
 }

@@ -111,7 +111,7 @@ func (t *thread) truncate(n *inode, fd int, in *fuseabi.SetattrIn) unix.Errno {
 			}
 		}
 	}
-	if target < 0 {
+	if target < 0 && !t.private {
 		w, e := sys.Openat(t.fs.proc, t.fdPath(fd), unix.O_WRONLY, 0)
 		if e != 0 {
 			return e
@@ -120,10 +120,15 @@ func (t *thread) truncate(n *inode, fd int, in *fuseabi.SetattrIn) unix.Errno {
 		target = w
 	}
 	if in.Valid&fuseabi.FattrKillSuidGid != 0 {
-		if e := t.killPriv(target); e != 0 {
+		if e := t.killPriv(fd); e != 0 {
 			return e
 		}
 		defer t.restore()
 	}
-	return sys.Ftruncate(target, int64(in.Size))
+	if target >= 0 {
+		return sys.Ftruncate(target, int64(in.Size))
+	}
+	// The kernel sets the times for ftruncate(2) and leaves it to the file system whether for truncate(2) (fs/open.c, do_truncate): so
+	// do we what the program did. The working directory is fs.proc.
+	return sys.Truncate(t.fdPath(fd), int64(in.Size))
 }

@@ -58,7 +58,7 @@ func Rules(c Config) []Rule {
 			Values: []uint64{unix.F_DUPFD, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_GETLK, unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_GETLK, unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_GET_SEALS},
 		},
 
-		{Reason: "files: look up, open, attributes", Calls: []string{"statx", "openat", "openat2", "readlinkat", "faccessat2", "utimensat", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchownat", "ftruncate"}},
+		{Reason: "files: look up, open, attributes", Calls: []string{"statx", "openat", "openat2", "readlinkat", "faccessat2", "utimensat", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchownat", "truncate", "ftruncate"}},
 		{Reason: "files: make, link, rename, remove", Calls: []string{"mkdirat", "mknodat", "symlinkat", "linkat", "unlinkat", "renameat", "renameat2"}},
 		{Reason: "files: data", Calls: []string{"preadv", "preadv2", "pwritev", "pwritev2", "pread64", "pwrite64", "readv", "writev", "lseek", "fallocate", "copy_file_range", "fsync", "fdatasync", "syncfs", "sync_file_range", "fadvise64"}},
 		{Reason: "files: directories", Calls: []string{"getdents64"}},

@@ -47,6 +47,12 @@ func Fdatasync(fd int) unix.Errno {
 // Syncfs is syncfs(2).
 func Syncfs(fd int) unix.Errno { _, e := call(unix.SYS_SYNCFS, uintptr(fd), 0, 0, 0, 0, 0); return e }
 
+// Truncate is truncate(2): it follows a final link.
+func Truncate(path *byte, size int64) unix.Errno {
+	_, e := call(unix.SYS_TRUNCATE, uintptr(unsafe.Pointer(path)), uintptr(size), 0, 0, 0, 0)
+	return e
+}
+
 // Ftruncate is ftruncate(2).
 func Ftruncate(fd int, size int64) unix.Errno {
 	_, e := call(unix.SYS_FTRUNCATE, uintptr(fd), uintptr(size), 0, 0, 0, 0)
