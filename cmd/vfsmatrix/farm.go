@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,6 +31,20 @@ func shard(s string) (i, n int, err error) {
 		return 0, 0, usagef("--shard %q is not I/N with I from 1 to N", s)
 	}
 	return i, n, nil
+}
+
+// filter reads a pattern of path.Match over SCENARIO/IMPL/KERNEL; "" is every cell.
+func filter(pattern string) (func(result.CellID) bool, error) {
+	if pattern == "" {
+		return func(result.CellID) bool { return true }, nil
+	}
+	if _, err := path.Match(pattern, ""); err != nil || strings.Count(pattern, "/") != 2 {
+		return nil, usagef("--filter %q is no pattern of SCENARIO/IMPL/KERNEL, such as 'c-*/ours/*'", pattern)
+	}
+	return func(c result.CellID) bool {
+		ok, _ := path.Match(pattern, c.String())
+		return ok
+	}, nil
 }
 
 // cells lists combinations as the matrix of a farm's own engine.

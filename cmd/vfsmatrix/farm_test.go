@@ -91,3 +91,16 @@ func TestCellsInEachFormat(t *testing.T) {
 	}
 	assert.ErrorAs(t, writeCells(&bytes.Buffer{}, "xml", all), &usageError{})
 }
+
+func TestFilterPicksCells(t *testing.T) {
+	ours, c := result.CellID{Scenario: "c-user", Impl: "ours", Kernel: "6.12"}, result.CellID{Scenario: "a-root", Impl: "c", Kernel: "6.1"}
+	for pattern, want := range map[string][2]bool{"": {true, true}, "c-*/ours/*": {true, false}, "*/*/6.1": {false, true}, "*/rust/*": {}} {
+		fits, err := filter(pattern)
+		require.NoError(t, err, pattern)
+		assert.Equal(t, want, [2]bool{fits(ours), fits(c)}, pattern)
+	}
+	for _, bad := range []string{"c-*", "a/b", "a/b/c/d", "[/x/y"} {
+		_, err := filter(bad)
+		assert.ErrorAs(t, err, &usageError{}, bad)
+	}
+}

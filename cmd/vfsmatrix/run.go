@@ -41,6 +41,7 @@ type runFlags struct {
 	accel, qemu    string
 	must           []string
 	shard          string
+	filter         string
 	resume         string
 }
 
@@ -68,6 +69,7 @@ The run's folder holds the evidence, report.md and report.html.`,
 	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
 	cmd.Flags().StringSliceVar(&f.kernels, "kernel", nil, "guest kernels, names or paths; default: all that the scenarios list")
 	cmd.Flags().StringVar(&f.shard, "shard", "", "I/N: only every N-th cell, from the I-th on; vfsmatrix merge joins the folders")
+	cmd.Flags().StringVar(&f.filter, "filter", "", "only cells SCENARIO/IMPL/KERNEL that fit the pattern, such as 'c-*/ours/*'")
 	cmd.Flags().StringVar(&f.resume, "resume", "", "a run (a folder, or latest) that was cut off: cells that it finished are taken over")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "the run's folder; default: runs/TIME-ID in the tree")
 	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "cells at a time; 0 is as many as there are processors")
@@ -90,6 +92,10 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 		return err
 	}
 	part, parts, err := shard(f.shard)
+	if err != nil {
+		return err
+	}
+	wanted, err := filter(f.filter)
 	if err != nil {
 		return err
 	}
@@ -140,7 +146,7 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	p := &printer{out: out, tty: isTerminal(out), running: map[string]string{}}
 	err = runner.Run(ctx, runner.Config{
 		Scenarios: scenarios, Impls: impls, Kernels: kernels, Dir: dir, Writer: w,
-		Judge: judge, Only: func(n int, c result.CellID) bool { return n%parts == part-1 && !done[c] },
+		Judge: judge, Only: func(n int, c result.CellID) bool { return n%parts == part-1 && !done[c] && wanted(c) },
 		Parallel: processors(f.parallel), Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
 	})
 	p.finish()
