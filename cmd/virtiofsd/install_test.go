@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"virtiofsd/internal/testenv"
 )
 
 // installed is what launchers, managers and shells look for, below PREFIX.
@@ -72,9 +74,7 @@ func TestInstall(t *testing.T) {
 	assert.True(t, json.Valid(out), string(out))
 
 	t.Run("units", func(t *testing.T) {
-		if _, err := exec.LookPath("systemd-analyze"); err != nil {
-			t.Skipf("needs systemd-analyze: %v", err)
-		}
+		testenv.Need(t, "units")
 		for _, manager := range []string{"system", "user"} {
 			// verify wants the program of ExecStart to be there: it is, below dest.
 			dir := t.TempDir()
@@ -110,9 +110,7 @@ func TestInstallPrefix(t *testing.T) {
 
 // TestDeb packs and lists; it takes a module from the network, and so runs where it is asked for by name.
 func TestDeb(t *testing.T) {
-	if os.Getenv("MATRIX_LONG") == "" {
-		t.Skip("needs the packer's module: ask for it by MATRIX_LONG=1")
-	}
+	testenv.Need(t, "long")
 	making(t, "deb")
 	debs, err := filepath.Glob("../../bin/virtiofsd-go_*.deb")
 	require.NoError(t, err)

@@ -187,7 +187,7 @@ func TestLibvirt(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			if major < want.since {
-				t.Skipf("needs libvirt %d for virtiofs in session mode: this is %s", want.since, version)
+				testenv.Lacks(t, fmt.Sprintf("libvirt-%d", want.since), fmt.Sprintf("virtiofs in session mode came with it; this is %s", version))
 			}
 			if want.session {
 				testenv.Need(t, "userns", "newuidmap")

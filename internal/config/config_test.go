@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"virtiofsd/internal/idmap"
+	"virtiofsd/internal/testenv"
 )
 
 func parse(t *testing.T, line string) Options {
@@ -139,10 +140,7 @@ func TestTheRustDaemonsOptions(t *testing.T) {
 
 // TestCompletion has bash complete command lines.
 func TestCompletion(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skipf("needs bash: %v", err)
-	}
+	testenv.Need(t, "bash")
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "share"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "shadow"), nil, 0o644))
@@ -167,7 +165,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 		{"virtiofsd --thread-pool-size 1", ""},
 		{"virtiofsd --readonly --log-f", "--log-format"},
 	} {
-		cmd := exec.Command(bash, append([]string{script}, strings.Fields(tc.words)...)...)
+		cmd := exec.Command("bash", append([]string{script}, strings.Fields(tc.words)...)...)
 		cmd.Dir = dir
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s", out)

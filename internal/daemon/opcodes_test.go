@@ -168,9 +168,6 @@ func word(op fuseabi.Opcode, e unix.Errno) string {
 
 // TestOpcodesPageIsUpToDate has the daemon answer each opcode with each set of options, and compares what it says with the page.
 func TestOpcodesPageIsUpToDate(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts a daemon for each column")
-	}
 	type measured struct {
 		flags   fuseabi.InitFlags
 		answers map[fuseabi.Opcode]unix.Errno

@@ -18,6 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"virtiofsd/internal/testenv"
 )
 
 // never are calls that no daemon under the filter may make, with any arguments.
@@ -156,20 +158,6 @@ func TestHandlesAndLogMode(t *testing.T) {
 	assert.EqualValues(t, logged, byList(p, "socket", nil))
 }
 
-// TestForeignArchitectureIsRefused: the 32-bit entry of amd64 has other numbers.
-func TestForeignArchitectureIsRefused(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("needs amd64, which has two more entries")
-	}
-	p, err := policyFor(config(), arch.X86_64)
-	require.NoError(t, err)
-	run := machine(t, p)
-	read := arch.X86_64.SyscallNames["read"]
-	assert.EqualValues(t, allow, run(uint32(arch.X86_64.ID), read))
-	assert.EqualValues(t, kill, run(uint32(arch.I386.ID), arch.I386.SyscallNames["read"]))
-	assert.EqualValues(t, enosys, run(uint32(arch.X86_64.ID), read|1<<30), "x32")
-}
-
 func program(t *testing.T, p sc.Policy, info *arch.Info) func(name string, args ...uint64) uint32 {
 	run := machine(t, p)
 	return func(name string, args ...uint64) uint32 {
@@ -206,7 +194,7 @@ func TestFilterHolds(t *testing.T) {
 		return
 	}
 	if !Supported() {
-		t.Skipf("needs a system call table for %s", runtime.GOARCH)
+		testenv.Lacks(t, "seccomp", "there is no table of system calls for "+runtime.GOARCH+"; remedy: amd64 or arm64")
 	}
 	run := func(what string) error {
 		c := exec.Command(os.Args[0], "-test.run=^TestFilterHolds$")

@@ -38,6 +38,10 @@ func needs() map[string]need {
 		"userns":    {probeUserns, "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0)"},
 		"newuidmap": {probeTool("newuidmap"), "install the package uidmap"},
 		"bwrap":     {probeTool("bwrap"), "install the package bubblewrap"},
+		"subuid":    {probeFile("/etc/subuid"), "create it (an empty file will do)"},
+		"bash":      {probeTool("bash"), "install the package bash"},
+		"tmpfile":   {probeTmpfile, "set TMPDIR to a directory of a file system with O_TMPFILE, such as ext4"},
+		"long":      {probeLong, "set " + LongEnv + " to anything"},
 		"fuse":      {probeOpen("/dev/fuse"), "load the module: modprobe fuse"},
 		"loop":      {probeOpen("/dev/loop-control"), "load the module: modprobe loop"},
 		"mkfs":      {probeTool("mkfs.ext4"), "install the package e2fsprogs"},
@@ -47,6 +51,7 @@ func needs() map[string]need {
 		"chromium":  {probeTool("chromium"), "install the package chromium"},
 		"podman":    {probeTool("podman"), "install the package podman"},
 		"systemd":   {probeTool("systemd-socket-activate"), "install the package systemd"},
+		"units":     {probeTool("systemd-analyze"), "install the package systemd"},
 		"libvirt":   {probeLibvirt, "install the packages libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients"},
 		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
 		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
@@ -97,11 +102,18 @@ func Need(t testing.TB, words ...string) {
 		if err == nil {
 			continue
 		}
-		if Must(w) {
-			t.Fatalf("%s asks for %q, which is missing: %v; remedy: %s", MustEnv, w, err, n.remedy)
-		}
-		t.Skipf("needs %q: %v; remedy: %s", w, err, n.remedy)
+		Lacks(t, w, fmt.Sprintf("%v; remedy: %s", err, n.remedy))
 	}
+}
+
+// Lacks is Need for what only the test itself can find missing: it skips the test and says why, or fails it when MATRIX_MUST asks for the
+// word.
+func Lacks(t testing.TB, word, why string) {
+	t.Helper()
+	if Must(word) {
+		t.Fatalf("%s asks for %q, which is missing: %s", MustEnv, word, why)
+	}
+	t.Skipf("needs %q: %s", word, why)
 }
 
 // Must reports whether MATRIX_MUST asks for the word.
@@ -116,6 +128,22 @@ var results sync.Map
 func cached(word string, probe func() error) error {
 	once, _ := results.LoadOrStore(word, sync.OnceValue(probe))
 	return once.(func() error)()
+}
+
+// probeTmpfile makes a file without a name where tests make theirs.
+func probeTmpfile() error {
+	fd, err := syscall.Open(os.TempDir(), 0x410000|syscall.O_RDWR|syscall.O_CLOEXEC, 0o600) // O_TMPFILE
+	if err == nil {
+		err = syscall.Close(fd)
+	}
+	return err
+}
+
+func probeLong() error {
+	if !Long() {
+		return errors.New("the long form of tests was not asked for")
+	}
+	return nil
 }
 
 func probeTool(name string) func() error {
