@@ -1,11 +1,15 @@
 package workload
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/guestproto"
 	"virtiofsd/harness/probe"
@@ -43,4 +47,24 @@ func TestChurnFindsStrangers(t *testing.T) {
 	assert.NotEmpty(t, full.Strange)
 	assert.LessOrEqual(t, len(full.Strange), 20)
 	assert.Contains(t, full.Strange[0], "ENOSPC")
+}
+
+// A file that shows what lies outside is told: here the share's own links lead there, and opening follows them.
+func TestChurnFindsWhatLiesOutside(t *testing.T) {
+	top := t.TempDir()
+	tree := filepath.Join(top, "tree")
+	require.NoError(t, os.Mkdir(tree, 0o777))
+	require.NoError(t, os.WriteFile(filepath.Join(top, "sentinel"), []byte("secret-1"), 0o644))
+	for _, name := range []string{"a", "b", "c", "d", "e", "p", "s", "t"} {
+		require.NoError(t, os.Symlink("../sentinel", filepath.Join(tree, name)))
+	}
+	defer unix.Umask(unix.Umask(0)) // which the process of a churn sets
+	task, err := json.Marshal(churnTask{Root: tree, Seed: 1, Seconds: 0.2, Secret: "secret-1"})
+	require.NoError(t, err)
+	var out, errs bytes.Buffer
+	require.Zero(t, childChurn(bytes.NewReader(task), &out, &errs), errs.String())
+	var r guestproto.Churn
+	require.NoError(t, json.Unmarshal(out.Bytes(), &r))
+	require.NotEmpty(t, r.Strange)
+	assert.Contains(t, r.Strange[0], "shows what lies outside")
 }
