@@ -273,3 +273,20 @@ func strays(root string, pages map[string][]byte) ([]string, error) {
 	}
 	return all, nil
 }
+
+// loadTable reads a TOML file of the pages' text; nil, and no error, where the tree has none. An unknown key is an error. what is said where it cannot
+// be read.
+func loadTable[T any](tree fs.FS, file, what string) (*T, error) {
+	text, err := fs.ReadFile(tree, file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	t := new(T)
+	if err := claim.Strict(text, t); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return t, nil
+}

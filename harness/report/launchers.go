@@ -1,15 +1,12 @@
 package report
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
-
-	"virtiofsd/harness/claim"
 )
 
 const (
@@ -89,16 +86,9 @@ func readScript(tree fs.FS, name string) (*script, error) {
 
 // loadLaunchers reads the file and checks that the scripts and scenarios are there, and every launcher's script is in it; nil where the tree has none.
 func (b *book) loadLaunchers(tree fs.FS) (*launchers, error) {
-	text, err := fs.ReadFile(tree, launchersFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the launchers: %w", err)
-	}
-	var l launchers
-	if err := claim.Strict(text, &l); err != nil {
-		return nil, fmt.Errorf("%s: %w", launchersFile, err)
+	l, err := loadTable[launchers](tree, launchersFile, "the launchers")
+	if l == nil {
+		return nil, err
 	}
 	shown := map[string]bool{}
 	for _, one := range l.Launchers {
@@ -135,7 +125,7 @@ func (b *book) loadLaunchers(tree fs.FS) (*launchers, error) {
 			return nil, fmt.Errorf("%s: no launcher runs the script %s", launchersFile, name)
 		}
 	}
-	return &l, nil
+	return l, nil
 }
 
 // launchersPage is docs/launchers.md.

@@ -59,16 +59,9 @@ type answer struct {
 
 // loadPractices reads and checks the advice; nil where the tree has none.
 func (b *book) loadPractices(tree fs.FS) (*practices, error) {
-	text, err := fs.ReadFile(tree, practicesFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the advice: %w", err)
-	}
-	var p practices
-	if err := claim.Strict(text, &p); err != nil {
-		return nil, fmt.Errorf("%s: %w", practicesFile, err)
+	p, err := loadTable[practices](tree, practicesFile, "the advice")
+	if p == nil {
+		return nil, err
 	}
 	for i := range p.Uses {
 		u := &p.Uses[i]
@@ -89,7 +82,7 @@ func (b *book) loadPractices(tree fs.FS) (*practices, error) {
 			return nil, fmt.Errorf("%s: question %q: %w", practicesFile, q.Ask, err)
 		}
 	}
-	return &p, nil
+	return p, nil
 }
 
 // checkSentences completes sentences, and refuses those that nothing could prove.

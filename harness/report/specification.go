@@ -1,7 +1,6 @@
 package report
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -36,16 +35,9 @@ type part struct {
 }
 
 func (b *book) loadSpecification(tree fs.FS) (*specification, error) {
-	text, err := fs.ReadFile(tree, specificationFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the promises: %w", err)
-	}
-	var s specification
-	if err := claim.Strict(text, &s); err != nil {
-		return nil, fmt.Errorf("%s: %w", specificationFile, err)
+	s, err := loadTable[specification](tree, specificationFile, "the promises")
+	if s == nil {
+		return nil, err
 	}
 	for _, p := range s.Promises {
 		for _, q := range p.Parts {
@@ -61,7 +53,7 @@ func (b *book) loadSpecification(tree fs.FS) (*specification, error) {
 			}
 		}
 	}
-	return &s, nil
+	return s, nil
 }
 
 var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)\(`)

@@ -1,7 +1,6 @@
 package report
 
 import (
-	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -12,8 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"virtiofsd/harness/claim"
 )
 
 // troublesFile explains messages and symptoms.
@@ -106,23 +103,16 @@ func errorText(n ast.Node) (string, bool) {
 
 // loadTroubles reads the file; nil where the tree has none.
 func loadTroubles(tree fs.FS) (*troubles, error) {
-	b, err := fs.ReadFile(tree, troublesFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the troubles: %w", err)
-	}
-	var t troubles
-	if err := claim.Strict(b, &t); err != nil {
-		return nil, fmt.Errorf("%s: %w", troublesFile, err)
+	t, err := loadTable[troubles](tree, troublesFile, "the troubles")
+	if t == nil {
+		return nil, err
 	}
 	for _, e := range slices.Concat(t.Errors, t.Symptoms) {
 		if e.Seen == "" || e.Cause == "" || e.Remedy == "" {
 			return nil, fmt.Errorf("%s: %q: seen, cause and remedy must be said", troublesFile, e.Seen)
 		}
 	}
-	return &t, nil
+	return t, nil
 }
 
 // stale are explanations of messages that the daemon does not print any more.

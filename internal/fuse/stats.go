@@ -35,11 +35,6 @@ type counters struct {
 
 type opCounters struct{ count, errors, timed, ns atomic.Uint64 } // ns is of those timed
 
-// epoch is what clock counts from. A difference costs one reading of the monotonic clock; time.Now would read two.
-var epoch = time.Now()
-
-func clock() time.Duration { return time.Since(epoch) }
-
 // add counts one request that was served.
 func (c *counters) add(code fuseabi.Opcode, e unix.Errno) {
 	o := &c.opcode[min(code, fuseabi.OpcodeEnd)]

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
 )
 
 const (
@@ -67,7 +68,7 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	timed := w.untimed == 0
 	if timed {
 		w.untimed = sampled
-		began = clock()
+		began = sys.Clock()
 	}
 	w.untimed--
 	w.inSegs, w.outSegs, w.inLen, w.room, w.why, w.errno = in, out, fuseabi.Len(in), fuseabi.Len(out), "", 0
@@ -76,7 +77,7 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	w.drop()
 	w.counters.add(code, w.errno)
 	if timed {
-		w.counters.time(code, clock()-began)
+		w.counters.time(code, sys.Clock()-began)
 	}
 	return used
 }

@@ -257,17 +257,12 @@ func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, 
 	if !w.unfit && q.running() && (!w.surplus() || q.active <= q.want) {
 		next, ok, err = q.ring.Next()
 	}
-	if usable && q.tell.untold > 0 && (!ok || q.tell.due(q.ring.Waiting(), clock)) {
+	if usable && q.tell.untold > 0 && (!ok || q.tell.due(q.ring.Waiting(), sys.Clock)) {
 		q.tell.untold = 0
 		signal = q.ring.MustSignal()
 	}
 	return next, ok, signal, err
 }
-
-// epoch is what clock counts from. A difference costs one reading of the monotonic clock; time.Now would read two.
-var epoch = time.Now()
-
-func clock() time.Duration { return time.Since(epoch) }
 
 // serve walks the chain and has it served; the queue's mutex is not held.
 func (w *worker) serve(layout *virtqueue.Layout, head uint16) (used uint32, err error) {
