@@ -64,7 +64,7 @@ mode, too: its launcher and its options count. As an ordinary user all is done a
 	cmd.Flags().StringVar(&f.kernel, "kernel", "6.12", "the guest's kernel, a name or a path")
 	cmd.Flags().StringArrayVar(&f.options, "option", nil, "an option for the daemon, such as --option=--cache=never; may be repeated")
 	cmd.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
-	cmd.Flags().StringVar(&f.qemu, "qemu", qemu.DefaultBinary, "QEMU's program")
+	cmd.Flags().StringVar(&f.qemu, "qemu", qemu.DefaultBinary, qemuHelp)
 	return cmd
 }
 
@@ -85,6 +85,9 @@ func (a *app) bootGuest(ctx context.Context, f bootFlags, command []string) erro
 		return err
 	}
 	s.Options.Extra = append(s.Options.Extra, f.options...)
+	if f.qemu, err = a.emulator(ctx, b.root, f.qemu); err != nil {
+		return err
+	}
 	if _, err := exec.LookPath(f.qemu); err != nil {
 		return fmt.Errorf("%w; remedy: install the package qemu-system-x86", err)
 	}

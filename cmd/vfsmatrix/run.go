@@ -74,7 +74,7 @@ The run's folder holds the evidence, report.md and report.html.`,
 	cmd.Flags().StringVar(&f.dir, "dir", "", "the run's folder; default: runs/TIME-ID in the tree")
 	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "cells at a time; 0 is as many as there are processors")
 	cmd.Flags().StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
-	cmd.Flags().StringVar(&f.qemu, "qemu", "", "QEMU's program, or "+strings.Join(vmimages.QEMUNames(), ", ")+" for a newer one, which is fetched; default: "+qemu.DefaultBinary)
+	cmd.Flags().StringVar(&f.qemu, "qemu", "", qemuHelp+"; default: "+qemu.DefaultBinary)
 	cmd.Flags().StringSliceVar(&f.must, "must", must, "needs that may not be missing: their lack is an error instead of a skip; all is every one ($"+mustEnv+")")
 	return cmd
 }
@@ -111,14 +111,8 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if err != nil {
 		return err
 	}
-	if slices.Contains(vmimages.QEMUNames(), f.qemu) {
-		dirs, err := imageDirs(b.root)
-		if err != nil {
-			return err
-		}
-		if f.qemu, err = vmimages.EnsureQEMU(ctx, dirs, f.qemu, log); err != nil {
-			return err
-		}
+	if f.qemu, err = a.emulator(ctx, b.root, f.qemu); err != nil {
+		return err
 	}
 	begun := time.Now()
 	record, err := describe(ctx, f, impls, kernels, scenarios, begun)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"virtiofsd/harness/claim"
@@ -150,6 +152,21 @@ func cache() (string, error) {
 func imageDirs(root string) (vmimages.Dirs, error) {
 	c, err := cache()
 	return vmimages.Dirs{Cache: c, Out: filepath.Join(root, "vm-images", "out"), Guest: filepath.Join(root, "bin", "vfsguest")}, err
+}
+
+// qemuHelp is the help of --qemu.
+var qemuHelp = "QEMU's program, or " + strings.Join(vmimages.QEMUNames(), ", ") + " for a newer one, which is fetched"
+
+// emulator is the program that --qemu names: one that is fetched if need be, or what was said.
+func (a *app) emulator(ctx context.Context, root, said string) (string, error) {
+	if !slices.Contains(vmimages.QEMUNames(), said) {
+		return said, nil
+	}
+	dirs, err := imageDirs(root)
+	if err != nil {
+		return "", err
+	}
+	return vmimages.EnsureQEMU(ctx, dirs, said, a.log())
 }
 
 func implDirs(root string, log *slog.Logger) (impl.Dirs, error) {
