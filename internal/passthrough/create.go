@@ -11,16 +11,31 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// made looks up what was just created, after its security labels are on it.
-func (t *thread) made(c *fuse.Caller, p *inode, pfd int, name fuse.Name, remove int, out *fuseabi.EntryOut) unix.Errno {
+// made looks up what was just created, of type typ, after its security labels are on it.
+func (t *thread) made(c *fuse.Caller, p *inode, pfd int, name fuse.Name, typ uint32, out *fuseabi.EntryOut) unix.Errno {
 	if len(c.Secctx) > 0 {
 		e := t.labelName(c, pfd, name)
 		if e != 0 {
+			remove := 0
+			if typ == unix.S_IFDIR {
+				remove = unix.AT_REMOVEDIR
+			}
 			sys.Unlinkat(pfd, name.Ptr(), remove)
 			return e
 		}
 	}
-	return t.lookup(p, pfd, name, out)
+	return t.lookupNew(p, pfd, name, typ, out)
+}
+
+// lookupNew is lookup of a name that this request has made. The host may have put something else in its place: a guest's kernel takes
+// another type for an I/O error, and ESTALE for a reason to try once more.
+func (t *thread) lookupNew(p *inode, pfd int, name fuse.Name, typ uint32, out *fuseabi.EntryOut) unix.Errno {
+	e := t.lookup(p, pfd, name, out)
+	if e == 0 && out.Mode&unix.S_IFMT != typ {
+		t.fs.nodes.forget(out.NodeId, 1)
+		return unix.ESTALE
+	}
+	return e
 }
 
 func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
@@ -72,7 +87,7 @@ func (t *thread) Mkdir(c *fuse.Caller, in *fuseabi.MkdirIn, name fuse.Name, out 
 	if e != 0 {
 		return e
 	}
-	return t.made(c, p, fd, name, unix.AT_REMOVEDIR, out)
+	return t.made(c, p, fd, name, unix.S_IFDIR, out)
 }
 
 // Mknod implements fuse.Thread.
@@ -90,7 +105,11 @@ func (t *thread) Mknod(c *fuse.Caller, in *fuseabi.MknodIn, name fuse.Name, out 
 	if e != 0 {
 		return e
 	}
-	return t.made(c, p, fd, name, 0, out)
+	typ := in.Mode & unix.S_IFMT
+	if typ == 0 { // mknod(2): a regular file
+		typ = unix.S_IFREG
+	}
+	return t.made(c, p, fd, name, typ, out)
 }
 
 // Symlink implements fuse.Thread.
@@ -108,7 +127,7 @@ func (t *thread) Symlink(c *fuse.Caller, parent uint64, name, target fuse.Name, 
 	if e != 0 {
 		return e
 	}
-	return t.made(c, p, fd, name, 0, out)
+	return t.made(c, p, fd, name, unix.S_IFLNK, out)
 }
 
 // Link implements fuse.Thread.
@@ -129,7 +148,7 @@ func (t *thread) Link(node, newParent uint64, newName fuse.Name, out *fuseabi.En
 	if e := sys.Linkat(t.fs.proc, t.fdPath(fd), pfd, newName.Ptr(), unix.AT_SYMLINK_FOLLOW); e != 0 {
 		return e
 	}
-	return t.lookup(p, pfd, newName, out)
+	return t.lookupNew(p, pfd, newName, uint32(n.typ), out)
 }
 
 // Create implements fuse.Thread. The file is created exclusively, so that nothing that exists is opened by name; one that

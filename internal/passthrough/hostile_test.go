@@ -428,3 +428,42 @@ func TestTruncationByOpenIsNotOfferedWhereBitsWouldStay(t *testing.T) {
 	assert.Zero(t, without.init(all)&fuseabi.AtomicOTrunc)
 	assert.Zero(t, with.init(all&^fuseabi.HandleKillprivV2)&fuseabi.AtomicOTrunc, "a guest that does not know it")
 }
+
+// What a guest makes may be something else before it is looked up: the answer is never of another type, which a guest's kernel takes for an
+// I/O error.
+func TestMadeIsOfTheTypeThatWasAskedFor(t *testing.T) {
+	dir := t.TempDir()
+	g := mount(t, dir, Config{})
+	x, other := dir+"/x", dir+"/other"
+	require.NoError(t, os.WriteFile(other, nil, 0o644))
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, x, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE) // there may be none
+			}
+		}
+	}()
+	exchanged := 0
+	for n := 0; n < 20_000 && exchanged < 20; n++ {
+		made, e := g.mkdir(root, "x", 0o755, 0)
+		switch e {
+		case 0:
+			require.EqualValues(t, unix.S_IFDIR, made.Mode&unix.S_IFMT)
+			g.forget(made.NodeId, 1)
+		case unix.ESTALE:
+			exchanged++
+		default:
+			require.Contains(t, []unix.Errno{unix.EEXIST, unix.ENOENT}, e)
+		}
+		_, _, _ = os.Remove(x), os.Remove(other), os.WriteFile(other, nil, 0o644) // as far as the exchanges let us
+	}
+	close(quit)
+	<-done
+	t.Log(exchanged, "were exchanged in between")
+	require.NotZero(t, exchanged, "nothing was tried")
+}
