@@ -1,13 +1,11 @@
 package vmimages
 
 import (
-	"bytes"
 	_ "embed"
-	"errors"
 	"fmt"
 	"regexp"
 
-	"github.com/pelletier/go-toml/v2"
+	"virtiofsd/harness/claim"
 )
 
 //go:embed kernels.toml
@@ -37,12 +35,7 @@ func Known() (Table, error) { return parse(kernelsTOML) }
 
 func parse(b []byte) (Table, error) {
 	var t Table
-	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	if err := d.Decode(&t); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
-			return t, fmt.Errorf("kernels.toml: unknown key\n%s", strict.String())
-		}
+	if err := claim.Strict(b, &t); err != nil {
 		return t, fmt.Errorf("kernels.toml: %w", err)
 	}
 	for _, list := range [][]Source{t.Kernels, t.Tools, t.Peers, t.QEMUs} {

@@ -77,7 +77,7 @@ func (c Claim) Area() string {
 // Anchor is the id as the fragment of a link.
 func (c Claim) Anchor() string { return strings.ReplaceAll(c.ID, "/", "-") }
 
-// Load reads all claims of a folder's *.toml files, sorted by id. An unknown key is an error that shows its line.
+// Load reads all claims of a folder's *.toml files, sorted by id. An unknown key is an error that says where it stands.
 func Load(fsys fs.FS, dir string) ([]Claim, error) {
 	areas, err := LoadAreas(fsys, dir)
 	if err != nil {
@@ -134,7 +134,7 @@ func LoadAreas(fsys fs.FS, dir string) ([]Area, error) {
 	return all, nil
 }
 
-// Strict decodes TOML; unknown keys and syntax errors are reported with the line and a caret.
+// Strict decodes TOML; an unknown key and a syntax error are reported in one line, with their place.
 func Strict(b []byte, v any) error {
 	d := toml.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -143,12 +143,12 @@ func Strict(b []byte, v any) error {
 	if errors.As(err, &missing) {
 		e := missing.Errors[0]
 		row, col := e.Position()
-		return fmt.Errorf("line %d, column %d: unknown key %q\n%s", row, col, strings.Join(e.Key(), "."), missing.String())
+		return fmt.Errorf("line %d, column %d: unknown key %q", row, col, strings.Join(e.Key(), "."))
 	}
 	var syntax *toml.DecodeError
 	if errors.As(err, &syntax) {
 		row, col := syntax.Position()
-		return fmt.Errorf("line %d, column %d: %w\n%s", row, col, err, syntax.String())
+		return fmt.Errorf("line %d, column %d: %w", row, col, err)
 	}
 	return err
 }
