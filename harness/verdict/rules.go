@@ -493,8 +493,8 @@ func view(w guestproto.View) string {
 	return s
 }
 
-// aclParent is the directory with a default ACL among the parents that guest call identity makes.
-const aclParent = "acl"
+// inACL says that an inode was made in one of the directories with a default ACL that guest call identity makes.
+func inACL(o guestproto.Ownership) bool { return strings.HasPrefix(o.Parent, "acl") }
 
 func sameAsLocal(v *View, of []string) Finding {
 	id, f := facts[guestproto.Identity](v, guestproto.CallIdentity)
@@ -507,8 +507,10 @@ func sameAsLocal(v *View, of []string) Finding {
 	for _, o := range id.Created {
 		// What stands in a directory with a default ACL, and device nodes, are judged only where the claim is about them: a share may
 		// lack either without being wrong in all else.
-		special := o.Parent == aclParent || o.Kind == "char" || o.Kind == "block"
-		named := slices.Contains(of, "in:"+o.Parent) && o.Kind != "char" && o.Kind != "block" || o.Parent != aclParent && slices.Contains(of, o.Kind)
+		node := o.Kind == "char" || o.Kind == "block"
+		special := inACL(o) || node
+		parent, _, _ := strings.Cut(o.Parent, "-") // acl-setgid is one with a default ACL, too
+		named := slices.Contains(of, "in:"+parent) && !node || !inACL(o) && slices.Contains(of, o.Kind)
 		if !named && (special || len(of) > 0) {
 			continue
 		}

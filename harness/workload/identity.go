@@ -44,6 +44,7 @@ func (e *Env) parents(root string) error {
 		{"setgid2", 0o2777, 0, 3003, ""}, // a group that none has
 		{"sticky", 0o1777, 0, 0, ""},
 		{"acl", 0o777, 0, 0, defaultACL},
+		{"acl-setgid", 0o2777, 0, 2001, defaultACL},
 	} {
 		p := filepath.Join(root, d.name)
 		if err := os.MkdirAll(p, 0o777); err != nil {
@@ -106,7 +107,7 @@ func (e *Env) identity(a guestproto.IdentityArgs) (guestproto.Identity, error) {
 	}
 	for i, c := range creds {
 		job := createJob{Roots: [2]string{p.dir, control}}
-		for _, in := range []string{"plain", "setgid", "setgid2", "sticky", "acl"} {
+		for _, in := range []string{"plain", "setgid", "setgid2", "sticky", "acl", "acl-setgid"} {
 			for _, k := range kinds {
 				if a.SkipNodes && (k == "char" || k == "block") {
 					continue

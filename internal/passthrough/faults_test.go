@@ -198,6 +198,7 @@ func TestOwnersOnTheKernel(t *testing.T) {
 			}
 			if cfg.PosixACL {
 				assert.NotZero(t, made["acl"])
+				assert.NotZero(t, made["acl-setgid"])
 			}
 		})
 	}
