@@ -80,6 +80,20 @@ func (x *prisoner) attack(w io.Writer) {
 	fmt.Fprintln(w, "insider: end")
 }
 
+// stumble makes calls that are not on the filter's list, and says what came of them.
+func (x *prisoner) stumble(w io.Writer) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fmt.Fprintln(w, "insider: socket", err)
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETSIG, int(unix.SIGUSR1))
+	fmt.Fprintln(w, "insider: fcntl", err)
+	for range 1000 {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0) // on the list
+		_, _ = unix.Getpgid(0)
+	}
+	unix.Close(fd)
+	fmt.Fprintln(w, "insider: end", err)
+}
+
 // copy makes an attempt in a copy of this process.
 func (x *prisoner) copy(a attempt) Result {
 	r := Result{Name: a.name, Filter: x.filter}

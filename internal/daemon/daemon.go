@@ -216,7 +216,7 @@ func (p *parent) run(ctx context.Context) error {
 	for _, f := range p.files {
 		f.Close()
 	}
-	state, err := c.Ready()
+	state, err := c.Ready(p.log)
 	if err != nil {
 		c.Kill()
 		return err
@@ -265,7 +265,7 @@ func (p *parent) run(ctx context.Context) error {
 
 func hint(s syscall.Signal) string {
 	if s == unix.SIGSYS {
-		return "a system call that the filter forbids: find it with --seccomp=log and the kernel's audit log"
+		return "a system call that the filter forbids: find it with --seccomp=log"
 	}
 	return "see the kernel's log"
 }
@@ -303,7 +303,7 @@ func child() int {
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 			return err
 		}
-		entered, err := sandbox.Enter(&in.Order, log)
+		entered, err := sandbox.Enter(&in.Order, in.HandOver, log)
 		if err != nil {
 			return err
 		}

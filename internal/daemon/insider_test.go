@@ -146,7 +146,23 @@ func (h *host) plant(t *testing.T, uid int) daemon.Outside {
 
 // imprison starts a daemon that turns hostile once a guest is served, and returns what came of its attempts, or of
 // some: under the filter, without it, or both.
-func imprison(t *testing.T, p prison, only []string, filter ...bool) []daemon.Result {
+func imprison(t *testing.T, p prison, only []string, filter ...bool) (results []daemon.Result) {
+	t.Helper()
+	for line := range strings.Lines(string(imprisoned(t, p, daemon.Outside{Without: p.without, Only: only, Filter: filter}))) {
+		_, text, ok := strings.Cut(line, "insider: {")
+		if !ok {
+			continue
+		}
+		var r daemon.Result
+		require.NoError(t, json.Unmarshal([]byte("{"+text), &r), line)
+		assert.NotEqual(t, daemon.Hung, r.End, "%s: %s", r.Name, r.Why)
+		results = append(results, r)
+	}
+	return results
+}
+
+// imprisoned is the log of a daemon with an insider that does what is asked for.
+func imprisoned(t *testing.T, p prison, do daemon.Outside) (log []byte) {
 	t.Helper()
 	all := modes()
 	i := slices.IndexFunc(all, func(m mode) bool { return m.name == p.mode })
@@ -155,7 +171,7 @@ func imprison(t *testing.T, p prison, only []string, filter ...bool) []daemon.Re
 	testenv.Need(t, m.needs...)
 	h := newHost(t)
 	o := h.plant(t, m.uid)
-	o.Without, o.Only, o.Filter = p.without, only, filter
+	o.Without, o.Only, o.Filter, o.Logged = do.Without, do.Only, do.Filter, do.Logged
 	env, err := json.Marshal(o)
 	require.NoError(t, err)
 	bin, err := buildInsider()
@@ -169,27 +185,15 @@ func imprison(t *testing.T, p prison, only []string, filter ...bool) []daemon.Re
 	t.Cleanup(d.Kill)
 	h.serve(t)
 	if len(p.without) == 0 { // it is what the daemon itself is in this mode
-		m.unfiltered = true
+		m.unfiltered = !do.Logged
 		check(t, h, m, d.Tree(), d.ServingPID())
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(h.share, "go"), nil, 0o644))
-	var log []byte
 	require.Eventually(t, func() bool {
 		log, _ = d.Log()
-		return strings.Contains(string(log), "insider: end\n")
+		return strings.Contains(string(log), "insider: end")
 	}, 3*time.Minute, 10*time.Millisecond, "the insider does not come to an end")
-	var results []daemon.Result
-	for line := range strings.Lines(string(log)) {
-		_, text, ok := strings.Cut(line, "insider: {")
-		if !ok {
-			continue
-		}
-		var r daemon.Result
-		require.NoError(t, json.Unmarshal([]byte("{"+text), &r), line)
-		assert.NotEqual(t, daemon.Hung, r.End, "%s: %s", r.Name, r.Why)
-		results = append(results, r)
-	}
-	return results
+	return log
 }
 
 // TestInsider has a serving process that was taken over try to get out, in each mode. As it is deployed, nothing gets out of the modes that
@@ -260,6 +264,23 @@ func TestInsider(t *testing.T) {
 		if said.Columns[len(said.Columns)-1].Unfiltered[n].End == daemon.Out {
 			assert.Equal(t, daemon.Out, none.Unfiltered[n].End, "%s works where no wall is: %s", n, none.Unfiltered[n].Why)
 		}
+	}
+}
+
+// TestLogNamesCalls: with --seccomp=log a call that is not on the list goes on, and its name is in the log, once, with the argument that decided.
+func TestLogNamesCalls(t *testing.T) {
+	for _, mode := range []string{"A root", "B user", "E none as root"} {
+		t.Run(mode, func(t *testing.T) {
+			log := string(imprisoned(t, prison{mode: mode, extra: "--seccomp=log"}, daemon.Outside{Logged: true}))
+			for _, want := range []string{"insider: socket <nil>\n", "insider: fcntl <nil>\n", "insider: end <nil>\n"} {
+				assert.Contains(t, log, want)
+			}
+			const told = "a system call that is not on the list was let through call="
+			for _, call := range []string{"socket", "fcntl, argument 1 is 0xa", "getpgid"} {
+				assert.Equal(t, 1, strings.Count(log, told+call+" thread="), "%s in\n%s", call, log)
+			}
+			assert.Equal(t, 3, strings.Count(log, told), log)
+		})
 	}
 }
 

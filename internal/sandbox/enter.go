@@ -21,8 +21,9 @@ type Entered struct {
 	SelfFD int   // O_PATH descriptor of our own /proc/self/fd
 	State  State // as read back from /proc
 
-	self  *os.File          // our own /proc/self, until the end of Enter
-	outer map[string]string // namespaces of the parent
+	self     *os.File          // our own /proc/self, until the end of Enter
+	outer    map[string]string // namespaces of the parent
+	handOver func(listener int) error
 }
 
 // StepError says which step of a plan failed.
@@ -65,8 +66,9 @@ func remedy(op Op, err error) string {
 }
 
 // Enter executes the steps of a plan in this process: all but those of the parent. The process must be the one that will serve; threads it
-// has, and gets, are inside afterwards. A process in which Enter failed must end: it is half inside.
-func Enter(o *Order, log *slog.Logger) (*Entered, error) {
+// has, and gets, are inside afterwards. A process in which Enter failed must end: it is half inside. The listener of a filter that logs is
+// handed over to whoever watches it.
+func Enter(o *Order, handOver func(listener int) error, log *slog.Logger) (*Entered, error) {
 	p := &o.Plan
 	e := &Entered{Root: -1, SelfFD: -1}
 	self, err := os.Open("/proc/self")
@@ -74,7 +76,7 @@ func Enter(o *Order, log *slog.Logger) (*Entered, error) {
 		return nil, fmt.Errorf("sandbox: look at ourselves: %w; the daemon needs /proc", err)
 	}
 	defer self.Close()
-	e.self, e.outer = self, o.Outer
+	e.self, e.outer, e.handOver = self, o.Outer, handOver
 	for _, s := range p.Steps {
 		do, ok := actions[s.Op]
 		if !ok {
@@ -138,15 +140,30 @@ var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
 	},
 	OpNoNewPrivs: func(*Entered, *Plan, *slog.Logger) error { return noNewPrivs() },
 	OpLandlock:   func(e *Entered, p *Plan, _ *slog.Logger) error { return e.landlock(p.Readonly) },
-	OpSeccomp: func(_ *Entered, p *Plan, _ *slog.Logger) error {
-		return seccomp.Install(seccomp.Config{Action: p.Seccomp, Handles: p.Handles, PID: os.Getpid()})
-	},
+	OpSeccomp:    func(e *Entered, p *Plan, log *slog.Logger) error { return e.filter(p, log) },
 	OpVerify: func(e *Entered, p *Plan, _ *slog.Logger) (err error) {
 		if e.State, err = e.read(); err != nil {
 			return err
 		}
 		return e.check(p)
 	},
+}
+
+// filter installs the system call filter.
+func (e *Entered) filter(p *Plan, log *slog.Logger) error {
+	c := seccomp.Config{Action: p.Seccomp, Handles: p.Handles, PID: os.Getpid()}
+	if c.Action != "log" {
+		return seccomp.Install(c)
+	}
+	listener, err := seccomp.InstallTold(c)
+	if errors.Is(err, seccomp.ErrNoListener) {
+		log.Warn("system calls that are not on the list are logged by the kernel alone", "err", err)
+		return seccomp.Install(c)
+	}
+	if err != nil {
+		return err
+	}
+	return e.handOver(listener)
 }
 
 // all makes a credential call on every thread.

@@ -2,11 +2,12 @@ package sandbox
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"virtiofsd/internal/config"
 	"virtiofsd/internal/idmap"
+	"virtiofsd/internal/seccomp"
 )
 
 // StageEnv is the environment variable by which this program, started by itself, knows what it is.
@@ -85,10 +87,11 @@ func Start(o Order, files ...*os.File) (*Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	reportR, reportW, err := os.Pipe()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, errors.Join(err, orderR.Close(), orderW.Close())
 	}
+	reportR, reportW := os.NewFile(uintptr(pair[0]), "report"), os.NewFile(uintptr(pair[1]), "report")
 	defer orderR.Close()
 	defer reportW.Close()
 
@@ -172,19 +175,69 @@ func firstLine(b []byte) string {
 	return string(b)
 }
 
-// Ready waits until the child is inside its sandbox and listens, and returns what that is like, or says why not.
-func (c *Child) Ready() (*State, error) {
+// Ready waits until the child is inside its sandbox and listens, and returns what that is like, or says why not. With --seccomp=log it also
+// begins to log calls that are not on the list.
+func (c *Child) Ready(log *slog.Logger) (*State, error) {
+	text, err := c.receive(log)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: the serving process's report: %w", err)
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return nil, fmt.Errorf("sandbox: the serving process ended before it was ready: %s", c.state())
+	}
 	var r report
-	if err := json.NewDecoder(c.report).Decode(&r); err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("sandbox: the serving process ended before it was ready: %s", c.state())
-		}
+	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("sandbox: the serving process's report: %w", err)
 	}
 	if r.Error != "" || r.State == nil {
 		return nil, errors.New(r.Error)
 	}
 	return r.State, nil
+}
+
+// receive reads what the child reports to its end. The listener of its filter may come with it, and is watched from then on: the child may
+// not get further without.
+func (c *Child) receive(log *slog.Logger) (text []byte, err error) {
+	buf, rights := make([]byte, 65536), make([]byte, unix.CmsgSpace(4))
+	for {
+		n, rn, _, _, err := unix.Recvmsg(int(c.report.Fd()), buf, rights, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return text, nil
+		}
+		text = append(text, buf[:n]...)
+		if rn == 0 {
+			continue
+		}
+		messages, err := unix.ParseSocketControlMessage(rights[:rn])
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			fds, err := unix.ParseUnixRights(&m)
+			if err != nil {
+				return nil, err
+			}
+			for _, fd := range fds {
+				go watch(fd, log)
+			}
+		}
+	}
+}
+
+// watch logs the calls of the child that are not on the list, until it ends.
+func watch(listener int, log *slog.Logger) {
+	defer unix.Close(listener)
+	err := seccomp.Watch(listener, func(call string, thread int) {
+		log.Warn("seccomp: a system call that is not on the list was let through", "call", call, "thread", thread)
+	})
+	if err != nil {
+		log.Error("system calls that are not on the list fail from here on", "err", err) // as the kernel has it when a listener goes
+	}
 }
 
 func (c *Child) state() string {
@@ -304,6 +357,15 @@ func (in *Inside) AskStats() {
 
 // Stats gets a value whenever somebody asks for the counters.
 func (in *Inside) Stats() <-chan struct{} { return in.stats }
+
+// HandOver gives the parent the listener of this process's filter.
+func (in *Inside) HandOver(listener int) error {
+	defer unix.Close(listener)
+	if err := unix.Sendmsg(int(in.report.Fd()), []byte{'\n'}, unix.UnixRights(listener), nil, 0); err != nil {
+		return fmt.Errorf("hand the filter's listener over: %w", err)
+	}
+	return nil
+}
 
 // Report tells the parent, once, that we are ready and in which state, or why not. It returns false where it has done so before.
 func (in *Inside) Report(s *State, err error) (told bool) {

@@ -2,6 +2,7 @@ package seccomp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -202,6 +203,7 @@ func TestFilterHolds(t *testing.T) {
 		return c.Run()
 	}
 	assert.NoError(t, run("nothing"), "the runtime, threads and the garbage collector work under the filter")
+	assert.NoError(t, run("second listener"))
 	for _, what := range []string{"socket", "unshare", "exec", "chroot", "map code", "signal another"} {
 		var exit *exec.ExitError
 		require.ErrorAs(t, run(what), &exit, what)
@@ -209,7 +211,24 @@ func TestFilterHolds(t *testing.T) {
 	}
 }
 
+// secondListener tries to have one where a filter, of a container's runtime for instance, has a listener.
+func secondListener() int {
+	if unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != nil {
+		return 3
+	}
+	if _, err := listen([]bpf.RawInstruction{{Op: unix.BPF_RET, K: allow}}); err != nil {
+		return 4
+	}
+	if _, err := InstallTold(Config{Action: "log", PID: os.Getpid()}); !errors.Is(err, ErrNoListener) {
+		return 5
+	}
+	return 0
+}
+
 func child(what string) {
+	if what == "second listener" {
+		os.Exit(secondListener())
+	}
 	before := make(chan bool)
 	for range 5 {
 		go func() { runtime.LockOSThread(); before <- true; select {} }()

@@ -1,5 +1,6 @@
 // Package sys holds the system calls that golang.org/x/sys lacks or wraps at a cost: statx into a caller's buffer, vectored reads and
-// writes of guest memory, extended attributes by descriptor path, export handles, and credentials of one thread.
+// writes of guest memory, extended attributes by descriptor path, export handles, the listener of a seccomp filter, and
+// credentials of one thread.
 //
 // They allocate nothing, take what they write to from the caller, and return the bare errno, which goes to the guest as it is. What may block in
 // the host's file system goes through syscall.Syscall, so that the runtime knows; RawSyscall is for what never does.
