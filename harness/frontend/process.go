@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -132,6 +133,30 @@ func (p *Process) Leave() {
 	if _, _, err := p.Exit(time.Second); err != nil {
 		p.Kill()
 	}
+}
+
+// Credentials are the ids, groups, capabilities and umask of all threads of the daemon, as a set: what each of them says in /proc.
+func (p *Process) Credentials() map[string]bool {
+	all := map[string]bool{}
+	for _, pid := range p.Tree() {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		for _, name := range files {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				continue
+			}
+			var words []string
+			for line := range strings.Lines(string(b)) {
+				if key, v, _ := strings.Cut(line, ":"); slices.Contains([]string{"Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask"}, key) {
+					words = append(words, key+" "+strings.Join(strings.Fields(v), " "))
+				}
+			}
+			if len(words) > 0 {
+				all[strings.Join(words, ", ")] = true
+			}
+		}
+	}
+	return all
 }
 
 // Tree lists the daemon's processes, the first one first; empty once it is gone.

@@ -55,8 +55,15 @@ func TestReplaysFindThemAgain(t *testing.T) {
 		}
 		found++
 		t.Run(name, func(t *testing.T) {
-			f, _, err := RunReplay(t.Context(), d, r)
-			require.NoError(t, err)
+			var f *Finding
+			for range 20 { // some come of a race between the daemon's threads, and a busy machine has others win it
+				var err error
+				f, _, err = RunReplay(t.Context(), d, r)
+				require.NoError(t, err)
+				if f != nil {
+					break
+				}
+			}
 			require.NotNil(t, f)
 			assert.Equal(t, r.Finding, f.Signature())
 		})

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -180,7 +179,7 @@ func (s *session) start(ctx context.Context, d fe.Daemon, sandbox, dir string) (
 	if s.outside, err = s.look(true); err != nil {
 		return err
 	}
-	s.threads, s.fds = s.credentials(), s.descriptors()
+	s.threads, s.fds = s.proc.Credentials(), s.descriptors()
 	return nil
 }
 
@@ -322,30 +321,6 @@ func (s *session) serves(st Step) *Finding {
 	return s.defects()
 }
 
-// credentials are the ids, groups, capabilities and so on of all threads of the daemon, as sets.
-func (s *session) credentials() map[string]bool {
-	all := map[string]bool{}
-	for _, pid := range s.proc.Tree() {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-		for _, name := range files {
-			b, err := os.ReadFile(name)
-			if err != nil {
-				continue
-			}
-			var words []string
-			for line := range strings.Lines(string(b)) {
-				if key, v, _ := strings.Cut(line, ":"); slices.Contains([]string{"Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask"}, key) {
-					words = append(words, key+" "+strings.Join(strings.Fields(v), " "))
-				}
-			}
-			if len(words) > 0 {
-				all[strings.Join(words, ", ")] = true
-			}
-		}
-	}
-	return all
-}
-
 func (s *session) descriptors() int {
 	n := 0
 	for _, pid := range s.proc.Tree() {
@@ -366,7 +341,7 @@ func (s *session) finish() *Finding {
 	if f := s.model.compare(s.share); f != nil {
 		return f
 	}
-	for c := range s.credentials() {
+	for c := range s.proc.Credentials() {
 		if !s.threads[c] {
 			return &Finding{Kind: "credentials", Detail: "a thread is left with " + c}
 		}

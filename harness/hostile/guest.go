@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -107,6 +108,47 @@ func lie(n uint32) func(*Env) (Outcome, string) {
 
 const ruleHeader = "fuse.h, struct fuse_in_header: len counts header and body"
 
+const ruleCaller = "credentials(7): a thread that works for a caller gives its ids and groups back"
+
+// caller has a directory made for a caller with a supplementary group, by a session that offers groups, and looks at the daemon's threads
+// afterwards. A daemon that does not take groups gets none.
+func caller(uid, gid uint32, dir string) func(*Env) (Outcome, string) {
+	return func(e *Env) (Outcome, string) {
+		if o, detail := e.do(mkdir("first")); o != OK { // after it threads are as they stay
+			return Failed, "the first directory: " + detail
+		}
+		before := e.Proc.Credentials()
+		r := mkdir(dir)
+		const createSuppGroup = 1 << 34
+		if e.Session.Flags&createSuppGroup != 0 {
+			r.Ext = body().U32(16, 32, 1, 4242)
+		}
+		e.FUSE.UID, e.FUSE.GID = uid, gid
+		o, detail := e.do(r)
+		e.FUSE.UID, e.FUSE.GID = 0, 0
+		var kept string
+		for range 100 { // the answer may come before the thread has gone back
+			kept = ""
+			for c := range e.Proc.Credentials() {
+				if !before[c] {
+					kept = c
+				}
+			}
+			if kept == "" {
+				return o, detail
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return Kept, "a thread is left with " + kept
+	}
+}
+
+func public(share string) error { return os.Chmod(share, 0o777) }
+
+func mkdir(n string) fe.Request {
+	return fe.Request{Op: fe.OpMkdir, Node: 1, Args: body().U32(0o755, 0).Name(n), OutArgs: fe.EntrySize}
+}
+
 // guestCases break the rules of FUSE in requests that the ring carries well.
 func guestCases() []Case {
 	names := func(id, rule string, n fe.Body) Case {
@@ -122,10 +164,10 @@ func guestCases() []Case {
 		{Name: "len-too-small", Rule: ruleHeader, Attack: lie(fe.InHeaderSize + 15)},
 		{Name: "len-too-large", Rule: ruleHeader, Attack: lie(fe.InHeaderSize + 17)},
 		{Name: "len-max", Rule: ruleHeader, Attack: lie(0xffffffff)},
-		{Name: "body-missing", Rule: "fuse.h: each operation's struct is there in full", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return nil })},
-		{Name: "body-zero", Rule: "fuse.h: values are checked", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return make(fe.Body, 128) })},
-		{Name: "body-ones", Rule: "fuse.h: values are checked", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return bytes.Repeat([]byte{0xff}, 128) })},
-		{Name: "body-one-byte-short", Rule: "fuse.h: each operation's struct is there in full", Attack: everyOpcode(shortBody)},
+		{Name: "body-missing", EndsSession: true, Rule: "fuse.h: each operation's struct is there in full", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return nil })},
+		{Name: "body-zero", EndsSession: true, Rule: "fuse.h: values are checked", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return make(fe.Body, 128) })},
+		{Name: "body-ones", EndsSession: true, Rule: "fuse.h: values are checked", Attack: everyOpcode(func(op fe.Opcode) fe.Body { return bytes.Repeat([]byte{0xff}, 128) })},
+		{Name: "body-one-byte-short", EndsSession: true, Rule: "fuse.h: each operation's struct is there in full", Attack: everyOpcode(shortBody)},
 		{Name: "unique-0", Rule: "fuse_dev.c: 0 is the unique of notifications; a guest's kernel never sends it", Attack: func(e *Env) (Outcome, string) {
 			l, err := e.FUSE.Layout(getattr(1), 0)
 			if err != nil {
@@ -299,16 +341,16 @@ func guestCases() []Case {
 			}
 			return e.worst(all...)
 		}},
-		{Name: "init-twice", Rule: "fuse_dev: one INIT a mount", Attack: oneOf(initRequest(7, 38), getattr(1))},
-		{Name: "init-versions", Rule: "fuse.h, INIT: an older major is refused, a newer one is answered with ours", Attack: oneOf(
+		{Name: "init-twice", EndsSession: true, Rule: "fuse_dev: one INIT a mount", Attack: oneOf(initRequest(7, 38), getattr(1))},
+		{Name: "init-versions", EndsSession: true, Rule: "fuse.h, INIT: an older major is refused, a newer one is answered with ours", Attack: oneOf(
 			initRequest(0, 0), initRequest(6, 0), initRequest(8, 0), initRequest(7, 0), initRequest(7, 4), initRequest(7, 0xffffffff), initRequest(0xffffffff, 0))},
-		{Name: "init-short", Rule: "fuse.h, struct fuse_init_in", Attack: oneOf(
+		{Name: "init-short", EndsSession: true, Rule: "fuse.h, struct fuse_init_in", Attack: oneOf(
 			fe.Request{Op: fe.OpInit, Args: body().U32(7), OutArgs: fe.InitOutSize}, fe.Request{Op: fe.OpInit, OutArgs: fe.InitOutSize},
 			fe.Request{Op: fe.OpInit, Args: body().U32(7, 38, 4096, 1<<30), OutArgs: fe.InitOutSize})},
-		{Name: "init-no-room", Rule: "the reply fits into what is writable", Attack: oneOf(
+		{Name: "init-no-room", EndsSession: true, Rule: "the reply fits into what is writable", Attack: oneOf(
 			fe.Request{Op: fe.OpInit, Args: fe.InitArgs(7, 38, 0), OutArgs: 8})},
 		{Name: "before-init", Rule: "INIT comes first", NoSession: true, Attack: oneOf(getattr(1), lookup("file"), fe.Request{Op: fe.OpDestroy})},
-		{Name: "destroy-then-more", Rule: "DESTROY ends the session", Attack: func(e *Env) (Outcome, string) {
+		{Name: "destroy-then-more", EndsSession: true, Rule: "DESTROY ends the session", Attack: func(e *Env) (Outcome, string) {
 			n, err := e.FUSE.Lookup(1, "file")
 			if err != nil {
 				return Failed, err.Error()
@@ -426,6 +468,12 @@ func guestCases() []Case {
 			}
 			return ErrorReply, ""
 		}},
+		{Name: "caller-root-with-groups", Rule: ruleCaller, Prepare: public, Attack: caller(0, 0, "made")},
+		{Name: "caller-user-with-groups", Rule: ruleCaller, Prepare: public, Attack: caller(1001, 1002, "made")},
+		{Name: "caller-refused", Rule: ruleCaller, Prepare: public, Attack: caller(1001, 1002, "dir")},
+		{Name: "caller-root-refused", Rule: ruleCaller, Prepare: public, Attack: caller(0, 0, "dir")},
+		{Name: "caller-without-ids", Rule: ruleCaller, Prepare: public, Attack: caller(0xffffffff, 5, "made")},
+		{Name: "caller-without-group", Rule: ruleCaller, Prepare: public, Attack: caller(5, 0xffffffff, "made")},
 		{Name: "lock-wait", Rule: "a lock that has to wait never holds up the queue", Attack: withFile(func(n, fh uint64) []fe.Request {
 			lk := func(op fe.Opcode, owner uint64, flags uint32) fe.Request {
 				return fe.Request{Op: op, Node: n, Args: body().U64(fh, owner, 0, 1<<62).U32(unix.F_WRLCK, 7, flags, 0), OutArgs: 24}
@@ -460,7 +508,7 @@ func guestCases() []Case {
 		{Name: "reply-no-room", Rule: "the reply fits into what is writable", Attack: oneOf(
 			fe.Request{Op: fe.OpGetattr, Node: 1, Args: make([]byte, 16), OutArgs: 0}, fe.Request{Op: fe.OpLookup, Node: 1, Args: name("file"), OutArgs: 20},
 			fe.Request{Op: fe.OpStatfs, Node: 1, OutArgs: 79}, fe.Request{Op: fe.OpReadlink, Node: 1})},
-		{Name: "random-bytes", Rule: "any bytes", Attack: func(e *Env) (Outcome, string) {
+		{Name: "random-bytes", EndsSession: true, Rule: "any bytes", Attack: func(e *Env) (Outcome, string) {
 			rng := rand.New(rand.NewPCG(11, 22))
 			worst, detail := OK, ""
 			for i := range 3000 {

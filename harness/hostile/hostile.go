@@ -35,6 +35,7 @@ const (
 	QueueDead   Outcome = "queue dead"   // the queue serves nothing more
 	AllDead     Outcome = "all dead"     // no queue serves anything more, or the process cannot be ended politely
 	Died        Outcome = "died"         // the process ended: by a signal, a panic, an assertion, or with an error of its own
+	Kept        Outcome = "kept"         // a thread kept ids or groups of the caller that it had worked for
 	Escaped     Outcome = "escaped"      // something outside the share changed or was shown
 	Failed      Outcome = "case failed"  // the harness could not do the case
 )
@@ -64,6 +65,8 @@ type Case struct {
 	NoDevice bool
 	// NoSession: INIT is not sent before.
 	NoSession bool
+	// EndsSession: the case ends or disturbs the session, so that it has to be opened again before anything is served.
+	EndsSession bool
 	// RingMayStop: after this no device can know what the ring holds, so it may stop it, with VRING_ERR.
 	RingMayStop bool
 	// MayStay: the request cannot be given back, so it may stay outstanding.
@@ -85,14 +88,15 @@ type Result struct {
 
 // Env is what an attack works with.
 type Env struct {
-	Ctx    context.Context
-	Proc   *frontend.Process
-	Share  string // host path
-	Base   string // its parent, where nothing may change
-	Dev    *frontend.Device
-	FUSE   *frontend.FUSE
-	Queue  *frontend.Queue
-	Config frontend.Config
+	Ctx     context.Context
+	Proc    *frontend.Process
+	Share   string // host path
+	Base    string // its parent, where nothing may change
+	Dev     *frontend.Device
+	FUSE    *frontend.FUSE
+	Session frontend.InitReply
+	Queue   *frontend.Queue
+	Config  frontend.Config
 
 	cleanup []func()
 }
@@ -219,7 +223,7 @@ func (e *Env) bringUp(c Case) error {
 	if c.NoSession {
 		return nil
 	}
-	_, err = e.FUSE.Init(0)
+	e.Session, err = e.FUSE.Init(0)
 	return err
 }
 
@@ -233,12 +237,12 @@ func (e *Env) use(d *frontend.Device) {
 func (e *Env) stillServes(c Case, so Outcome) (Outcome, string) {
 	var same, other error
 	if last := len(e.Dev.Queues) - 1; last > 1 {
-		other = e.serves(last)
+		other = e.serves(c, last)
 	} else {
 		other = e.hiprio()
 	}
 	if so != RingStopped {
-		same = e.serves(1)
+		same = e.serves(c, 1)
 	}
 	var errno unix.Errno
 	switch {
@@ -273,11 +277,11 @@ func (e *Env) departed() (Outcome, string) {
 }
 
 // serves asks for the root's attributes on a queue. A session that the case has ended is opened again.
-func (e *Env) serves(queue int) error {
+func (e *Env) serves(c Case, queue int) error {
 	f := e.FUSE.On(e.Dev.Queues[queue])
 	_, err := f.Getattr(frontend.RootNode)
 	var errno unix.Errno
-	if errors.As(err, &errno) {
+	if errors.As(err, &errno) && (c.NoSession || c.EndsSession) {
 		if _, err := f.Init(0); err != nil {
 			return err
 		}
