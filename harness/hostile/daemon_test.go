@@ -307,6 +307,7 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 			return strings.HasSuffix(strings.TrimSpace(p.Log()), "Waiting for vhost-user socket connection...")
 		}, 5*time.Second, time.Millisecond)
 	}
+	ready() // the socket is there before the parent has closed its own end
 	fresh := p.usage(t)
 	for i := range 20 {
 		once(i)
