@@ -243,6 +243,9 @@ func (d *differential) do(who int, turn []step) error {
 		if strings.HasSuffix(what, "chown") && s.UID == -1 && s.GID == -1 {
 			what = "chown-to-nobody"
 		}
+		if what == "truncate" && s.Len == 0 {
+			what = "truncate-to-0"
+		}
 		if name := firstDifference(what, got); name != "" {
 			return d.found(s.N, name, op, strings.Join(got.Share, " "), strings.Join(got.Local, " "))
 		}

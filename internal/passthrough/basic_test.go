@@ -484,35 +484,39 @@ func TestAppendIsSaidWithEachWrite(t *testing.T) {
 	assert.Equal(t, "Xbcdef", string(b))
 }
 
-// An empty file of tmpfs keeps its times where truncate(2) leaves it empty, and not where ftruncate(2) does (fs/open.c, do_truncate).
+// An empty file of tmpfs keeps its times where truncate(2) leaves it empty, and not where ftruncate(2) or open(2) does (fs/open.c,
+// do_truncate).
 func TestTruncationOfAnEmptyFile(t *testing.T) {
 	dir := tmpfs(t)
 	path := filepath.Join(dir, "f")
 	require.NoError(t, os.WriteFile(path, nil, 0o644))
 	old := time.Unix(1000000000, 0)
-	g := mount(t, dir, Config{KillprivV2: true})
-	n := g.mustLookup(root, "f")
-	fh, e := g.open(n, unix.O_RDWR)
-	require.Zero(t, e)
-	for name, c := range map[string]struct {
-		size, fh uint64
-		valid    uint32
-		moves    bool
-	}{
-		"by name":                 {0, 0, 0, false},
-		"by name, to another":     {5, 0, 0, true},
-		"by an open file":         {0, fh, fuseabi.FattrFH, true},
-		"by name, set-id cleared": {0, 0, fuseabi.FattrKillSuidGid, false},
-	} {
-		require.NoError(t, os.Truncate(path, 0))
-		require.NoError(t, os.Chtimes(path, old, old))
-		in := fuseabi.SetattrIn{}
-		in.Valid, in.Size, in.Fh = fuseabi.FattrSize|c.valid, c.size, c.fh
-		_, e := g.setattr(n, in)
-		require.Zero(t, e, name)
-		st, err := os.Stat(path)
-		require.NoError(t, err)
-		assert.EqualValues(t, c.size, st.Size(), name)
-		assert.Equal(t, c.moves, !st.ModTime().Equal(old), name)
+	for _, atomic := range []bool{true, false} {
+		g := mount(t, dir, Config{KillprivV2: atomic}) // without it ATOMIC_O_TRUNC is not offered, and opening may be what truncates
+		n := g.mustLookup(root, "f")
+		fh, e := g.open(n, unix.O_RDWR)
+		require.Zero(t, e)
+		for name, c := range map[string]struct {
+			size, fh uint64
+			valid    uint32
+			moves    bool
+		}{
+			"by name":                 {0, 0, 0, !atomic},
+			"by name, to another":     {5, 0, 0, true},
+			"by an open file":         {0, fh, fuseabi.FattrFH, true},
+			"by name, set-id cleared": {0, 0, fuseabi.FattrKillSuidGid, !atomic},
+		} {
+			name = fmt.Sprint(name, ", atomic ", atomic)
+			require.NoError(t, os.Truncate(path, 0))
+			require.NoError(t, os.Chtimes(path, old, old))
+			in := fuseabi.SetattrIn{}
+			in.Valid, in.Size, in.Fh = fuseabi.FattrSize|c.valid, c.size, c.fh
+			_, e := g.setattr(n, in)
+			require.Zero(t, e, name)
+			st, err := os.Stat(path)
+			require.NoError(t, err)
+			assert.EqualValues(t, c.size, st.Size(), name)
+			assert.Equal(t, c.moves, !st.ModTime().Equal(old), name)
+		}
 	}
 }

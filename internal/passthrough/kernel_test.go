@@ -241,8 +241,10 @@ var kernelConfigs = map[string]Config{
 
 // known are differences that no daemon can avoid. With HANDLE_KILLPRIV_V2 the guest's kernel turns a chown(2) to nobody (-1, -1) of a file
 // with set-id bits into an empty SETATTR without asking who may do so (fs/fuse/dir.c, fuse_setattr), the same that it sends before
-// fallocate(2) of somebody who may write: the bits go, where a local file system says EPERM to who is not the owner.
-var known = []string{"chown-to-nobody.errno"}
+// fallocate(2) of somebody who may write: the bits go, where a local file system says EPERM to who is not the owner. Without it
+// ATOMIC_O_TRUNC cannot be offered, and a truncate(2) of an empty file to nothing is what an open(2) with O_TRUNC is: both move the
+// file's times (fuse_do_setattr).
+var known = []string{"chown-to-nobody.errno", "truncate-to-0.mtime"}
 
 // mayLack is what a share has only on request (posix-acl), or the file system beneath it lacks (zero-range: tmpfs).
 var mayLack = []string{"posix-acl", "zero-range"}

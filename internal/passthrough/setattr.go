@@ -111,7 +111,10 @@ func (t *thread) truncate(n *inode, fd int, in *fuseabi.SetattrIn) unix.Errno {
 			}
 		}
 	}
-	if target < 0 && !t.private {
+	// Without ATOMIC_O_TRUNC an open(2) that truncates comes as this, too, and no guest says which it is: most are that, and have to move an
+	// empty file's times.
+	byOpen := in.Size == 0 && !t.fs.has(fuseabi.AtomicOTrunc)
+	if target < 0 && (byOpen || !t.private) {
 		w, e := sys.Openat(t.fs.proc, t.fdPath(fd), unix.O_WRONLY, 0)
 		if e != 0 {
 			return e
