@@ -79,11 +79,22 @@ func (r *Report) paired(workload, daemon, other string, figure func(Sample) floa
 	return stat(v).Center
 }
 
-// Best is the best of all daemons but one on a workload; "" if there is none.
+// origin is the daemon that another one is a variant of, or itself.
+func (r *Report) origin(daemon string) string {
+	if of := r.Variants[daemon]; of != "" {
+		return of
+	}
+	return daemon
+}
+
+// Peer reports whether a daemon is another program than the first: not a variant of it.
+func (r *Report) Peer(daemon string) bool { return r.origin(daemon) != r.origin(r.Daemons[0]) }
+
+// Best is the best of all daemons on a workload but one and its variants; "" if there is none.
 func (r *Report) Best(w Workload, but string) string {
 	best := ""
 	for _, d := range r.Daemons {
-		if d == but || len(r.Of(w.Name, d, w.figure)) == 0 {
+		if r.origin(d) == r.origin(but) || len(r.Of(w.Name, d, w.figure)) == 0 {
 			continue
 		}
 		if best == "" || r.Compare(w, d, best).Times > 1 {
@@ -93,8 +104,185 @@ func (r *Report) Best(w Workload, but string) string {
 	return best
 }
 
-// WriteTable prints the report. The last column compares the first daemon with the best of the others.
+// With is the report with what another run counted, or measured of scale; r may be nil.
+func (r *Report) With(other *Report) *Report {
+	if r == nil {
+		return other
+	}
+	for _, d := range other.Daemons {
+		if slices.Contains(r.Daemons, d) {
+			continue
+		}
+		r.Daemons = append(r.Daemons, d)
+		if of := other.Variants[d]; of != "" {
+			r.Variants, r.Options = put(r.Variants, d, of), put(r.Options, d, other.Options[d])
+		}
+	}
+	if len(other.Calls) > 0 {
+		r.Calls = other.Calls
+	}
+	if len(other.Points) > 0 {
+		r.Points = other.Points
+	}
+	return r
+}
+
+func put(m map[string]string, k, v string) map[string]string {
+	if m == nil {
+		m = map[string]string{}
+	}
+	m[k] = v
+	return m
+}
+
+// WriteTable prints what is in the report.
 func (r *Report) WriteTable(out io.Writer) {
+	if len(r.Work) > 0 {
+		r.writeSamples(out)
+	}
+	r.writeStates(out)
+	writeRows(out, r.Modes())
+	writeRows(out, r.CallTable())
+	writeRows(out, r.ScaleTable())
+	if len(r.FloorUS) > 0 {
+		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
+	}
+	fmt.Fprintf(out, "%s, %s processors, Linux %s, load %s\n", r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+// writeRows prints a table whose first row is its head; of no more than that, nothing.
+func writeRows(out io.Writer, rows [][]string) {
+	if len(rows) < 2 {
+		return
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(out)
+	t.SetStyle(table.StyleLight)
+	for i, cells := range rows {
+		row := make(table.Row, len(cells))
+		for k, c := range cells {
+			row[k] = c
+		}
+		if i == 0 {
+			t.AppendHeader(row)
+		} else {
+			t.AppendRow(row)
+		}
+	}
+	t.Render()
+}
+
+// CPU reads a sample's processor time.
+func CPU(s Sample) float64 { return s.CPU }
+
+// Thriftiest is the peer of the first daemon that takes the least processor time for a workload; "" if there is none.
+func (r *Report) Thriftiest(w Workload) string {
+	best, least := "", math.Inf(1)
+	for _, d := range r.Daemons {
+		if v := r.Of(w.Name, d, CPU); r.Peer(d) && len(v) > 0 && stat(v).Center < least {
+			best, least = d, stat(v).Center
+		}
+	}
+	return best
+}
+
+// floorTimes is a daemon's p50 as a multiple of the floor of the same round, where a request waits for the reply before it.
+func (r *Report) floorTimes(w Workload, daemon string) string {
+	if w.Measure != Latency {
+		return ""
+	}
+	var v []float64
+	for _, s := range r.Samples {
+		if s.Workload == w.Name && s.Daemon == daemon && s.Bad == "" && s.Ops > 0 && s.Round < len(r.FloorUS) {
+			v = append(v, s.P50/r.FloorUS[s.Round])
+		}
+	}
+	if len(v) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", stat(v).Center)
+}
+
+// Modes is the table of the first daemon and its variants: processor time for an operation against the peer that takes the least, and p50
+// against the floor. Nil without variants.
+func (r *Report) Modes() [][]string {
+	var modes []string
+	for _, d := range r.Daemons {
+		if !r.Peer(d) {
+			modes = append(modes, d)
+		}
+	}
+	if len(modes) < 2 {
+		return nil
+	}
+	head := []string{"workload"}
+	for _, d := range modes {
+		head = append(head, d+" CPU", ": least other", "p50 : floor")
+	}
+	rows := [][]string{head}
+	for _, w := range r.Work {
+		row := []string{w.Name}
+		peer := r.Thriftiest(w)
+		for _, d := range modes {
+			cpu := r.Of(w.Name, d, CPU)
+			if len(cpu) == 0 {
+				row = append(row, r.Failure(w.Name, d), "", "")
+				continue
+			}
+			against := "-"
+			if peer != "" {
+				against = fmt.Sprintf("%.2f %s", r.paired(w.Name, d, peer, CPU), peer)
+			}
+			row = append(row, fmt.Sprintf("%.2f µs", stat(cpu).Center), against, r.floorTimes(w, d))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// CallTable is the table of system calls, a row a workload; of no workload, the head alone.
+func (r *Report) CallTable() [][]string {
+	rows := [][]string{append([]string{"system calls", "per"}, r.Daemons...)}
+	for _, c := range r.Calls {
+		i := slices.IndexFunc(rows, func(row []string) bool { return row[0] == c.Workload })
+		if i < 0 {
+			row := make([]string, 2+len(r.Daemons))
+			row[0] = c.Workload
+			i, rows = len(rows), append(rows, row)
+		}
+		if c.Per != "" {
+			rows[i][1] = c.Per
+		}
+		rows[i][2+slices.Index(r.Daemons, c.Daemon)] = c.Text()
+	}
+	return rows
+}
+
+// ScaleTable is the table of what an item costs among n, medians of rounds; of no points, the head alone.
+func (r *Report) ScaleTable() [][]string {
+	rows := [][]string{append([]string{"cost per item", "n", "unit"}, r.Daemons...)}
+	for _, what := range scaleOrder {
+		var sizes []int
+		unit := ""
+		for _, p := range r.Points {
+			if p.What == what {
+				sizes, unit = append(sizes, p.N), p.Unit
+			}
+		}
+		slices.Sort(sizes)
+		for _, n := range slices.Compact(sizes) {
+			row := []string{what, fmt.Sprint(n), unit}
+			for _, d := range r.Daemons {
+				row = append(row, r.cost(what, n, d))
+			}
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+// writeSamples prints the workloads. The last columns compare the first daemon with the best of the others.
+func (r *Report) writeSamples(out io.Writer) {
 	t := table.NewWriter()
 	t.SetOutputMirror(out)
 	t.SetStyle(table.StyleLight)
@@ -115,10 +303,10 @@ func (r *Report) WriteTable(out io.Writer) {
 		if len(r.Daemons) > 1 {
 			best := r.Best(w, r.Daemons[0])
 			c := r.Compare(w, r.Daemons[0], best)
-			cpu := func(s Sample) float64 { return s.CPU }
-			row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P),
-				fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, cpu)))
-			if !math.IsNaN(c.Times) {
+			if math.IsNaN(c.Times) {
+				row = append(row, "-", "-")
+			} else {
+				row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P), fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, CPU)))
 				product, n = product*c.Times, n+1
 			}
 		}
@@ -133,23 +321,24 @@ func (r *Report) WriteTable(out io.Writer) {
 		t.AppendFooter(foot)
 	}
 	t.Render()
-	r.writeStates(out)
-	f := stat(slices.Clone(r.FloorUS))
-	fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; %s, %s processors, Linux %s, load %s\n",
-		f.Center, r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+// Failure says why there is no figure of a workload and a daemon.
+func (r *Report) Failure(workload, daemon string) string {
+	for _, s := range r.Samples {
+		if s.Workload == workload && s.Daemon == daemon && s.Bad != "" {
+			return s.Bad
+		}
+	}
+	return "-"
 }
 
 func (r *Report) cell(w Workload, d string) string {
 	v := r.Of(w.Name, d, w.figure)
 	if len(v) == 0 {
-		for _, s := range r.Samples {
-			if s.Workload == w.Name && s.Daemon == d && s.Bad != "" {
-				return s.Bad
-			}
-		}
-		return "-"
+		return r.Failure(w.Name, d)
 	}
-	cpu := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.CPU })).Center
+	cpu := stat(r.Of(w.Name, d, CPU)).Center
 	p99 := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.P99 })).Center
 	c := stat(v)
 	spread := ""

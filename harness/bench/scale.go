@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -179,35 +178,7 @@ func (b *bed) queues(ctx context.Context, d fe.Daemon, round, n int) Point {
 	return p
 }
 
-// Costs is a row of the table of points: medians of the rounds.
-type Costs struct {
-	What, Unit string
-	N          int
-	By         []string // of each of Report.Daemons
-}
-
-// Costs sums the points up, by what they tell and in the order of their number.
-func (r *Report) Costs() (rows []Costs) {
-	for _, what := range scaleOrder {
-		var sizes []int
-		unit := ""
-		for _, p := range r.Points {
-			if p.What == what {
-				sizes, unit = append(sizes, p.N), p.Unit
-			}
-		}
-		slices.Sort(sizes)
-		for _, n := range slices.Compact(sizes) {
-			row := Costs{What: what, Unit: unit, N: n}
-			for _, d := range r.Daemons {
-				row.By = append(row.By, r.cost(what, n, d))
-			}
-			rows = append(rows, row)
-		}
-	}
-	return rows
-}
-
+// cost is the median of the rounds, or why there is none.
 func (r *Report) cost(what string, n int, daemon string) string {
 	var v []float64
 	bad := "-"
