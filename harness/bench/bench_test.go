@@ -120,3 +120,79 @@ func TestRatios(t *testing.T) {
 	assert.Contains(t, out.String(), "2.00 × b")
 	assert.Contains(t, out.String(), "0.50", "half the processor time")
 }
+
+// quick are options that measure next to nothing.
+func quick(t *testing.T, only string, d ...frontend.Daemon) bench.Options {
+	return bench.Options{Daemons: d, Rounds: 1, Time: time.Millisecond, Dir: t.TempDir(), Only: regexp.MustCompile(only)}
+}
+
+func TestQueuesOfThePeer(t *testing.T) {
+	testenv.Need(t, "root", "c-daemon")
+	o := quick(t, "^getattr-2x16$", daemon, c())
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.NotEmpty(t, r.Of("getattr-2x16", "ours", bench.CPU))
+	assert.Equal(t, "one queue", r.Failure("getattr-2x16", "c"))
+	var out strings.Builder
+	r.WriteTable(&out)
+	assert.Contains(t, out.String(), "one queue")
+	assert.NotContains(t, out.String(), "NaN")
+}
+
+func TestNothingIsColdOnTmpfs(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	o := quick(t, "^read-cold-4k$", daemon)
+	o.Dir = dir
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Contains(t, r.Failure("read-cold-4k", "ours"), "not cold")
+}
+
+func TestVariantsGetTheirOptions(t *testing.T) {
+	testenv.Need(t, "root")
+	no := daemon
+	no.Name = "no-poll"
+	o := quick(t, "^getattr-1$", daemon, no)
+	o.Variants, o.Extra = map[string]string{"no-poll": "ours"}, map[string][]string{"no-poll": {"--poll-us=0"}}
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Equal(t, "--poll-us=0", r.Options["no-poll"])
+	assert.Len(t, r.Modes(), 2)
+
+	o.Extra["no-poll"] = []string{"--poll-us=many"}
+	_, err = bench.Run(t.Context(), o)
+	assert.ErrorContains(t, err, "no-poll", "the option reaches the daemon")
+}
+
+func TestScale(t *testing.T) {
+	testenv.Need(t, "root")
+	r, err := bench.Scale(t.Context(), quick(t, "", daemon), 2000)
+	require.NoError(t, err)
+	for _, p := range r.Points {
+		assert.Empty(t, p.Bad, "%s, %d", p.What, p.N)
+	}
+	rows := r.ScaleTable()
+	assert.Len(t, rows, 1+4+4, "one size, and four numbers of queues")
+	for _, row := range rows {
+		assert.Len(t, row, 4)
+	}
+	assert.Equal(t, rows, new(bench.Report).With(r).ScaleTable(), "joins a report of something else")
+}
+
+func TestSystemCalls(t *testing.T) {
+	testenv.Need(t, "root", "strace")
+	r, err := bench.Syscalls(t.Context(), quick(t, "^(read-4k-1|untar)$", daemon))
+	require.NoError(t, err)
+	require.Len(t, r.Calls, 2)
+	read, untar := r.Calls[0], r.Calls[1]
+	assert.Empty(t, read.Bad)
+	assert.InDelta(t, 1, read.Count["preadv2"], 0.01, "each READ is one read: %s", read.Text())
+	assert.Equal(t, "file", untar.Per)
+	assert.InDelta(t, 1, untar.Count["utimensat"], 0.01, untar.Text())
+	var out strings.Builder
+	r.WriteTable(&out)
+	assert.Contains(t, out.String(), "preadv2 1.00")
+}

@@ -33,14 +33,14 @@ func (c Calls) Total() (sum float64) {
 	return sum
 }
 
-// Text is the total and the names, the most frequent first; what makes less than a hundredth is left out.
+// Text is the total and the names, the most frequent first; what makes less than a twentieth is left out.
 func (c Calls) Text() string {
 	if c.Bad != "" {
 		return c.Bad
 	}
 	names := make([]string, 0, len(c.Count))
 	for name, n := range c.Count {
-		if n >= 0.01 {
+		if n >= 0.05 {
 			names = append(names, name)
 		}
 	}
@@ -107,7 +107,7 @@ func (b *bed) count(ctx context.Context, s *session, w Workload) Calls {
 			return err
 		}
 		defer s.release(j)
-		if err := s.run(j, limit{ops: (ops + 9) / 10}, b.hist).err; err != nil { // what only happens once is over
+		if err := s.run(j, limit{ops: ops}, b.hist).err; err != nil { // what happens once, such as threads that start, is over
 			return err
 		}
 		t, err := b.trace(ctx, s)
