@@ -106,13 +106,10 @@ func newBed(o Options) (*bed, *Report, error) {
 		b.close()
 		return nil, nil, fmt.Errorf("make the share: %w", err)
 	}
-	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Variants: o.Variants}
+	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Variants: o.Variants, Options: map[string]string{}}
 	for _, d := range o.Daemons {
 		r.Daemons = append(r.Daemons, d.Name)
 		if o.Variants[d.Name] != "" {
-			if r.Options == nil {
-				r.Options = map[string]string{}
-			}
 			r.Options[d.Name] = strings.Join(o.Extra[d.Name], " ")
 		}
 	}

@@ -175,7 +175,7 @@ func TestScale(t *testing.T) {
 		assert.Empty(t, p.Bad, "%s, %d", p.What, p.N)
 	}
 	rows := r.ScaleTable()
-	assert.Len(t, rows, 1+4+4, "one size, and four numbers of queues")
+	assert.Len(t, rows, 1+5+4, "one size, and four numbers of queues")
 	for _, row := range rows {
 		assert.Len(t, row, 4)
 	}

@@ -24,7 +24,7 @@ type program struct {
 func (p *program) step(r fe.Request, before func(*step)) *step {
 	st, err := p.s.prepare(r)
 	if err != nil {
-		p.err = errors.Join(p.err, err)
+		p.err = err
 		return &step{}
 	}
 	if before != nil {

@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 
@@ -31,6 +32,9 @@ func stat(v []float64) Stat {
 	s := benchmath.AssumeNothing.Summary(benchmath.NewSample(slices.Clone(v), &benchmath.DefaultThresholds), 0.95)
 	return Stat{s.Center, s.Lo, s.Hi}
 }
+
+// CPU reads a sample's processor time.
+func CPU(s Sample) float64 { return s.CPU }
 
 // figures are what the measures of a workload read.
 func (w Workload) figure(s Sample) float64 {
@@ -79,17 +83,6 @@ func (r *Report) paired(workload, daemon, other string, figure func(Sample) floa
 	return stat(v).Center
 }
 
-// origin is the daemon that another one is a variant of, or itself.
-func (r *Report) origin(daemon string) string {
-	if of := r.Variants[daemon]; of != "" {
-		return of
-	}
-	return daemon
-}
-
-// Peer reports whether a daemon is another program than the first: not a variant of it.
-func (r *Report) Peer(daemon string) bool { return r.origin(daemon) != r.origin(r.Daemons[0]) }
-
 // Best is the best of all daemons on a workload but one and its variants; "" if there is none.
 func (r *Report) Best(w Workload, but string) string {
 	best := ""
@@ -110,14 +103,15 @@ func (r *Report) With(other *Report) *Report {
 		return other
 	}
 	for _, d := range other.Daemons {
-		if slices.Contains(r.Daemons, d) {
-			continue
-		}
-		r.Daemons = append(r.Daemons, d)
-		if of := other.Variants[d]; of != "" {
-			r.Variants, r.Options = put(r.Variants, d, of), put(r.Options, d, other.Options[d])
+		if !slices.Contains(r.Daemons, d) {
+			r.Daemons = append(r.Daemons, d)
 		}
 	}
+	if r.Variants == nil {
+		r.Variants, r.Options = map[string]string{}, map[string]string{}
+	}
+	maps.Copy(r.Variants, other.Variants)
+	maps.Copy(r.Options, other.Options)
 	if len(other.Calls) > 0 {
 		r.Calls = other.Calls
 	}
@@ -125,14 +119,6 @@ func (r *Report) With(other *Report) *Report {
 		r.Points = other.Points
 	}
 	return r
-}
-
-func put(m map[string]string, k, v string) map[string]string {
-	if m == nil {
-		m = map[string]string{}
-	}
-	m[k] = v
-	return m
 }
 
 // WriteTable prints what is in the report.
@@ -170,115 +156,6 @@ func writeRows(out io.Writer, rows [][]string) {
 		}
 	}
 	t.Render()
-}
-
-// CPU reads a sample's processor time.
-func CPU(s Sample) float64 { return s.CPU }
-
-// Thriftiest is the peer of the first daemon that takes the least processor time for a workload; "" if there is none.
-func (r *Report) Thriftiest(w Workload) string {
-	best, least := "", math.Inf(1)
-	for _, d := range r.Daemons {
-		if v := r.Of(w.Name, d, CPU); r.Peer(d) && len(v) > 0 && stat(v).Center < least {
-			best, least = d, stat(v).Center
-		}
-	}
-	return best
-}
-
-// floorTimes is a daemon's p50 as a multiple of the floor of the same round, where a request waits for the reply before it.
-func (r *Report) floorTimes(w Workload, daemon string) string {
-	if w.Measure != Latency {
-		return ""
-	}
-	var v []float64
-	for _, s := range r.Samples {
-		if s.Workload == w.Name && s.Daemon == daemon && s.Bad == "" && s.Ops > 0 && s.Round < len(r.FloorUS) {
-			v = append(v, s.P50/r.FloorUS[s.Round])
-		}
-	}
-	if len(v) == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f", stat(v).Center)
-}
-
-// Modes is the table of the first daemon and its variants: processor time for an operation against the peer that takes the least, and p50
-// against the floor. Nil without variants.
-func (r *Report) Modes() [][]string {
-	var modes []string
-	for _, d := range r.Daemons {
-		if !r.Peer(d) {
-			modes = append(modes, d)
-		}
-	}
-	if len(modes) < 2 {
-		return nil
-	}
-	head := []string{"workload"}
-	for _, d := range modes {
-		head = append(head, d+" CPU", ": least other", "p50 : floor")
-	}
-	rows := [][]string{head}
-	for _, w := range r.Work {
-		row := []string{w.Name}
-		peer := r.Thriftiest(w)
-		for _, d := range modes {
-			cpu := r.Of(w.Name, d, CPU)
-			if len(cpu) == 0 {
-				row = append(row, r.Failure(w.Name, d), "", "")
-				continue
-			}
-			against := "-"
-			if peer != "" {
-				against = fmt.Sprintf("%.2f %s", r.paired(w.Name, d, peer, CPU), peer)
-			}
-			row = append(row, fmt.Sprintf("%.2f µs", stat(cpu).Center), against, r.floorTimes(w, d))
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}
-
-// CallTable is the table of system calls, a row a workload; of no workload, the head alone.
-func (r *Report) CallTable() [][]string {
-	rows := [][]string{append([]string{"system calls", "per"}, r.Daemons...)}
-	for _, c := range r.Calls {
-		i := slices.IndexFunc(rows, func(row []string) bool { return row[0] == c.Workload })
-		if i < 0 {
-			row := make([]string, 2+len(r.Daemons))
-			row[0] = c.Workload
-			i, rows = len(rows), append(rows, row)
-		}
-		if c.Per != "" {
-			rows[i][1] = c.Per
-		}
-		rows[i][2+slices.Index(r.Daemons, c.Daemon)] = c.Text()
-	}
-	return rows
-}
-
-// ScaleTable is the table of what an item costs among n, medians of rounds; of no points, the head alone.
-func (r *Report) ScaleTable() [][]string {
-	rows := [][]string{append([]string{"cost per item", "n", "unit"}, r.Daemons...)}
-	for _, what := range scaleOrder {
-		var sizes []int
-		unit := ""
-		for _, p := range r.Points {
-			if p.What == what {
-				sizes, unit = append(sizes, p.N), p.Unit
-			}
-		}
-		slices.Sort(sizes)
-		for _, n := range slices.Compact(sizes) {
-			row := []string{what, fmt.Sprint(n), unit}
-			for _, d := range r.Daemons {
-				row = append(row, r.cost(what, n, d))
-			}
-			rows = append(rows, row)
-		}
-	}
-	return rows
 }
 
 // writeSamples prints the workloads. The last columns compare the first daemon with the best of the others.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,12 +29,13 @@ const (
 	scaleLookup  = "LOOKUP of each of n names, p50"
 	scaleKnown   = "memory per known inode, of n"
 	scaleKept    = "memory kept for each after FORGET, of n"
+	scaleAgain   = "memory per known inode, of n that are looked up again after that"
 	scaleReaddir = "READDIRPLUS of n entries, per entry"
 	scaleQueues  = "GETATTR on n queues, depth 16 on each, per request"
 )
 
 // scaleOrder is the order of the report.
-var scaleOrder = []string{scaleLookup, scaleKnown, scaleKept, scaleReaddir, scaleQueues}
+var scaleOrder = []string{scaleLookup, scaleKnown, scaleKept, scaleAgain, scaleReaddir, scaleQueues}
 
 // MaxScale is the largest number of names: what fileName has digits for.
 const MaxScale = 1_000_000
@@ -85,11 +87,11 @@ func scaleDir(n int) string { return fmt.Sprintf("names-%d", n) }
 
 // names measures LOOKUP and memory, then READDIRPLUS.
 func (b *bed) names(ctx context.Context, d fe.Daemon, round, n int) []Point {
-	point := func(what, unit string, v float64) Point {
-		return Point{What: what, Unit: unit, N: n, Daemon: d.Name, Round: round, Value: v}
+	point := func(what, unit string) Point {
+		return Point{What: what, Unit: unit, N: n, Daemon: d.Name, Round: round}
 	}
-	all := []Point{point(scaleLookup, "µs", 0), point(scaleKnown, "B", 0), point(scaleKept, "B", 0), point(scaleReaddir, "µs", 0)}
-	look, list := all[:3], all[3:]
+	all := []Point{point(scaleLookup, "µs"), point(scaleKnown, "B"), point(scaleKept, "B"), point(scaleAgain, "B"), point(scaleReaddir, "µs")}
+	look, list := all[:4], all[4:]
 	bad := func(p []Point, err error) {
 		for i := range p {
 			p[i].Bad = err.Error()
@@ -101,7 +103,11 @@ func (b *bed) names(ctx context.Context, d fe.Daemon, round, n int) []Point {
 		return all
 	}
 	defer s.end()
-	if look[0].Value, look[1].Value, look[2].Value, err = b.lookAll(s, n); err != nil {
+	values, err := b.lookAll(s, n)
+	for i := range look {
+		look[i].Value = values[i]
+	}
+	if err != nil {
 		bad(look, err)
 	}
 	j, err := readdirJob(scaleDir(n), n, true)(s, nil)
@@ -117,40 +123,51 @@ func (b *bed) names(ctx context.Context, d fe.Daemon, round, n int) []Point {
 	return all
 }
 
-// lookAll looks each name up once and forgets them all: p50 in µs; known and kept are bytes of anonymous memory for each.
-func (b *bed) lookAll(s *session, n int) (p50, known, kept float64, err error) {
+// lookAll looks each name up once, forgets all and looks them up again: p50 of the first time in µs, and after each the bytes of anonymous
+// memory for a name. A daemon that collects its garbage later keeps what it has after FORGET; it must not grow when it is asked again.
+func (b *bed) lookAll(s *session, n int) (values [4]float64, err error) {
 	dir, err := s.fuse.Lookup(fe.RootNode, scaleDir(n))
 	if err != nil {
-		return 0, 0, 0, err
+		return values, err
 	}
 	refs := newReferences(n)
 	i := 0
 	p := &program{s: s}
 	look := p.step(fe.Request{Op: fe.OpLookup, Node: dir.Node, Args: fe.Body(nil).Name(fileName(0)), OutArgs: fe.EntrySize},
 		func(st *step) { rename(st.args, i) })
-	look.after = func() bool { refs.add(node(look.out)); i++; return false }
+	look.after = func() bool { refs.add(node(look.out)); i = (i + 1) % n; return false }
 	looks, err := p.job(nil)
 	if err != nil {
-		return 0, 0, 0, err
+		return values, err
 	}
 	p = &program{s: s}
 	p.forget(refs)
 	p.lane.steps[0].offClock = false // it is the job
 	forgets, err := p.job(nil)
 	if err != nil {
-		return 0, 0, 0, err
+		return values, err
 	}
 	_, before := s.proc.Memory()
-	err = s.run(looks, limit{ops: n}, b.hist).err
-	_, full := s.proc.Memory()
-	p50 = us(b.hist.ValueAtQuantile(50))
-	forgot := s.run(forgets, limit{ops: 1}, b.hist).err
-	_, after := s.proc.Memory()
-	if errno := unix.Errno(0); errors.As(err, &errno) {
-		return 0, 0, 0, fmt.Errorf("%s after %d names", unix.ErrnoName(errno), i)
+	for at, step := range []struct {
+		j   *job
+		ops int
+	}{{looks, n}, {forgets, 1}, {looks, n}, {forgets, 1}} {
+		err = s.run(step.j, limit{ops: step.ops}, b.hist).err
+		if errno := unix.Errno(0); errors.As(err, &errno) {
+			s.run(forgets, limit{ops: 1}, b.hist)
+			return values, fmt.Errorf("%s after %d names", unix.ErrnoName(errno), i)
+		}
+		if err != nil {
+			return values, err
+		}
+		if at == 0 {
+			values[0] = us(b.hist.ValueAtQuantile(50))
+		}
+		if _, now := s.proc.Memory(); 1+at < len(values) {
+			values[1+at] = (float64(now) - float64(before)) / float64(n)
+		}
 	}
-	each := func(m uint64) float64 { return (float64(m) - float64(before)) / float64(n) }
-	return p50, each(full), each(after), errors.Join(err, forgot)
+	return values, nil
 }
 
 // queues measures GETATTR on n queues at once.
@@ -176,6 +193,29 @@ func (b *bed) queues(ctx context.Context, d fe.Daemon, round, n int) Point {
 		p.Bad = err.Error()
 	}
 	return p
+}
+
+// ScaleTable is the table of what an item costs among n, medians of rounds; of no points, the head alone.
+func (r *Report) ScaleTable() [][]string {
+	rows := [][]string{append([]string{"cost per item", "n", "unit"}, r.Daemons...)}
+	for _, what := range scaleOrder {
+		var sizes []int
+		unit := ""
+		for _, p := range r.Points {
+			if p.What == what {
+				sizes, unit = append(sizes, p.N), p.Unit
+			}
+		}
+		slices.Sort(sizes)
+		for _, n := range slices.Compact(sizes) {
+			row := []string{what, fmt.Sprint(n), unit}
+			for _, d := range r.Daemons {
+				row = append(row, r.cost(what, n, d))
+			}
+			rows = append(rows, row)
+		}
+	}
+	return rows
 }
 
 // cost is the median of the rounds, or why there is none.

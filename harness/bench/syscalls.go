@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -59,7 +58,25 @@ func (c Calls) Text() string {
 	return fmt.Sprintf("%.2f: %s", c.Total(), strings.Join(names, ", "))
 }
 
-// Syscalls counts the system calls of each workload under strace, with a fresh process for each. It measures no time: a traced daemon
+// CallTable is the table of system calls, a row a workload; of no workload, the head alone.
+func (r *Report) CallTable() [][]string {
+	rows := [][]string{append([]string{"system calls", "per"}, r.Daemons...)}
+	for _, c := range r.Calls {
+		i := slices.IndexFunc(rows, func(row []string) bool { return row[0] == c.Workload })
+		if i < 0 {
+			row := make([]string, 2+len(r.Daemons))
+			row[0] = c.Workload
+			i, rows = len(rows), append(rows, row)
+		}
+		if c.Per != "" {
+			rows[i][1] = c.Per
+		}
+		rows[i][2+slices.Index(r.Daemons, c.Daemon)] = c.Text()
+	}
+	return rows
+}
+
+// Syscalls counts the system calls of each workload, with what cleans up after a pass, under strace and with a fresh process for each. It measures no time: a traced daemon
 // is several times slower, and so sleeps and wakes more often than one that is not.
 func Syscalls(ctx context.Context, o Options) (*Report, error) {
 	if _, err := exec.LookPath("strace"); err != nil {
@@ -115,8 +132,10 @@ func (b *bed) count(ctx context.Context, s *session, w Workload) Calls {
 			return err
 		}
 		m := s.run(j, limit{ops: ops}, b.hist)
-		c.Count, err = t.end()
-		if err = errors.Join(m.err, err); err != nil {
+		if c.Count, err = t.end(); m.err != nil {
+			err = m.err
+		}
+		if err != nil {
 			return err
 		}
 		for name := range c.Count {
