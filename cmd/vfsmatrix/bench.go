@@ -34,7 +34,7 @@ With --compare the exit status is 1 where a daemon is worse than it was: by more
 sides.`,
 		Example: `  vfsmatrix bench --impl ours,c --variant no-poll=ours:--poll-us=0
   vfsmatrix bench --json new.json --compare old.json
-  vfsmatrix bench --from new.json --scale --json new.json`,
+  vfsmatrix bench --from new.json --scale=1000000 --syscalls --json new.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			old, err := readBench(f.old)
@@ -66,7 +66,7 @@ sides.`,
 	cmd.Flags().StringVar(&f.from, "from", "", "take the samples of this file, which --json wrote, and measure only what --scale or --syscalls ask for")
 	cmd.Flags().StringVar(&f.old, "compare", "", "compare with the samples of this file, which --json wrote")
 	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
-	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names, and on 1 to 8 queues, and nothing else")
+	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
 	return cmd
 }
