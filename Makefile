@@ -3,6 +3,7 @@
 GO        ?= go
 MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
+BENCH     ?= # more flags for `vfsmatrix bench`, e.g. BENCH='--compare old.json'
 PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
 FAULTS    ?= # faults of `make selftest`, e.g. FAULTS='keeps-* hangs'; none is all
 DESTDIR   ?=
@@ -73,7 +74,7 @@ prove-fuzzing: build ## plant mistakes in decoders and rings, one by one, and se
 	bin/vfsmatrix prove --fuzz 10m --only '^mistakes' $(PROVE)
 
 bench: setup build ## measure the daemons in turns and print their ratios
-	bin/vfsmatrix bench --impl ours,c,rust
+	bin/vfsmatrix bench --impl ours,c,rust --variant no-poll=ours:--poll-us=0 $(BENCH)
 
 # Corpora that grow are kept where go keeps them, and used by the next run; inputs that fail are written to testdata/fuzz of their package.
 FUZZPKGS  ?= $(patsubst %/,%,$(dir $(shell grep -rl --include='*_test.go' '^func Fuzz' internal harness)))

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -9,43 +13,156 @@ import (
 	"virtiofsd/harness/bench"
 )
 
+// benchFlags are the command line of bench.
+type benchFlags struct {
+	bench.Options
+	impls, variants []string
+	only            string
+	json, from, old string
+	syscalls        bool
+	scale           int
+}
+
 func (a *app) bench() *cobra.Command {
-	var impls []string
-	var only, file string
-	o := bench.Options{}
+	f := benchFlags{}
 	cmd := &cobra.Command{
 		Use: "bench", Short: "Measure daemons in turns, without a virtual machine, and print the first against the best of the others", Args: cobra.NoArgs,
 		Long: `Measure daemons in turns with a fresh process each round. Figures are medians of rounds; p is the probability that rounds as different as
-these come from equals: from 0.05 on the two cannot be told apart. Give the machine nothing else to do meanwhile.`,
+these come from equals: from 0.05 on the two cannot be told apart. Give the machine nothing else to do meanwhile.
+
+With --compare the exit status is 1 where a daemon is worse than it was: by more than 10 %, with p below 0.05, which takes four rounds on both
+sides.`,
+		Example: `  vfsmatrix bench --impl ours,c --variant no-poll=ours:--poll-us=0
+  vfsmatrix bench --json new.json --compare old.json
+  vfsmatrix bench --from new.json --scale=1000000 --syscalls --json new.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if o.Only, err = pattern(only); err != nil {
-				return err
-			}
-			if o.Rounds < 1 || o.Time <= 0 {
-				return usagef("--rounds %d, --time %v: both must be positive", o.Rounds, o.Time)
-			}
-			if o.Daemons, err = a.daemons(cmd.Context(), impls); err != nil {
-				return err
-			}
-			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
-			r, err := bench.Run(cmd.Context(), o)
+			f.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
+			old, err := readBench(f.old)
 			if err != nil {
 				return err
 			}
-			if err := writeJSON(file, r); err != nil {
+			r, err := a.measure(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			if err := writeJSON(f.json, r); err != nil {
 				return err
 			}
 			r.WriteTable(cmd.OutOrStdout())
+			if old != nil && old.WriteChanges(cmd.OutOrStdout(), r) > 0 {
+				return errNotExpected
+			}
 			return nil
 		},
 	}
-	cmd.Flags().StringSliceVar(&impls, "impl", defaultImpls, implHelp)
-	cmd.Flags().StringVar(&only, "only", "", "a regular expression: workloads whose name it fits, and state (of the process)")
-	cmd.Flags().IntVar(&o.Rounds, "rounds", 7, "rounds: from seven on an interval of 95 % can be told")
-	cmd.Flags().DurationVar(&o.Time, "time", time.Second, "of each workload in each round")
-	cmd.Flags().StringVar(&o.Dir, "dir", "", "where to make the share; default: the directory for temporary files")
-	cmd.Flags().StringVar(&o.Sandbox, "sandbox", "namespace", "each daemon's --sandbox")
-	cmd.Flags().StringVar(&file, "json", "", "also write all samples to this file")
+	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
+	cmd.Flags().StringArrayVar(&f.variants, "variant", nil, "NAME=IMPL:OPTIONS: measure IMPL with further options too; may be repeated")
+	cmd.Flags().StringVar(&f.only, "only", "", "a regular expression: workloads whose name it fits, and state (of the process)")
+	cmd.Flags().IntVar(&f.Rounds, "rounds", 7, "rounds: from seven on an interval of 95 % can be told")
+	cmd.Flags().DurationVar(&f.Time, "time", time.Second, "of each workload in each round")
+	cmd.Flags().StringVar(&f.Dir, "dir", "", "where to make the share; default: the directory for temporary files")
+	cmd.Flags().StringVar(&f.Sandbox, "sandbox", "namespace", "each daemon's --sandbox")
+	cmd.Flags().StringVar(&f.json, "json", "", "also write all samples to this file")
+	cmd.Flags().StringVar(&f.from, "from", "", "take the samples of this file, which --json wrote, and measure only what --scale or --syscalls ask for")
+	cmd.Flags().StringVar(&f.old, "compare", "", "compare with the samples of this file, which --json wrote")
+	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
+	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
+	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
 	return cmd
+}
+
+// measure does what the flags ask for.
+func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error) {
+	var err error
+	switch {
+	case f.Rounds < 1 || f.Time <= 0:
+		return nil, usagef("--rounds %d, --time %v: both must be positive", f.Rounds, f.Time)
+	case f.scale != 0 && (f.scale < 1000 || f.scale > bench.MaxScale):
+		return nil, usagef("--scale %d is not from 1000 to %d", f.scale, bench.MaxScale)
+	}
+	if f.Only, err = pattern(f.only); err != nil {
+		return nil, err
+	}
+	had, err := readBench(f.from)
+	if err != nil {
+		return nil, err
+	}
+	some := f.syscalls || f.scale != 0
+	if had != nil && !some {
+		return had, nil
+	}
+	if f.Daemons, err = a.daemons(ctx, f.impls); err != nil {
+		return nil, err
+	}
+	if err := f.addVariants(); err != nil {
+		return nil, err
+	}
+	if !some {
+		return bench.Run(ctx, f.Options)
+	}
+	r := had
+	if f.syscalls {
+		calls, err := bench.Syscalls(ctx, f.Options)
+		if err != nil {
+			return nil, err
+		}
+		r = r.With(calls)
+	}
+	if f.scale != 0 {
+		points, err := bench.Scale(ctx, f.Options, f.scale)
+		if err != nil {
+			return nil, err
+		}
+		r = r.With(points)
+	}
+	return r, nil
+}
+
+// addVariants adds the daemons of --variant.
+func (f *benchFlags) addVariants() error {
+	f.Variants, f.Extra = map[string]string{}, map[string][]string{}
+	for _, v := range f.variants {
+		name, rest, _ := strings.Cut(v, "=")
+		of, options, ok := strings.Cut(rest, ":")
+		if !ok || name == "" || strings.ContainsRune(name, '/') || options == "" {
+			return usagef("--variant %q is not NAME=IMPL:OPTIONS", v)
+		}
+		at, taken := -1, false
+		for i, d := range f.Daemons {
+			taken = taken || d.Name == name
+			if d.Name == of && f.Variants[of] == "" {
+				at = i
+			}
+		}
+		switch {
+		case taken:
+			return usagef("--variant %q: there is a daemon %s already", v, name)
+		case at < 0:
+			return usagef("--variant %q: %s is not among those of --impl", v, of)
+		}
+		d := f.Daemons[at]
+		d.Name = name
+		f.Daemons = append(f.Daemons, d)
+		f.Variants[name], f.Extra[name] = of, strings.Fields(options)
+	}
+	return nil
+}
+
+// readBench reads what --json wrote; nil without a name.
+func readBench(file string) (*bench.Report, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var r bench.Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	if len(r.Daemons) == 0 {
+		return nil, fmt.Errorf("read %s: it names no daemons", file)
+	}
+	return &r, nil
 }

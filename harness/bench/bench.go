@@ -21,13 +21,14 @@ import (
 // Options say what to measure and for how long. Zero values are the defaults of a full run.
 type Options struct {
 	Daemons  []fe.Daemon
-	Only     *regexp.Regexp // workloads by name; nil = all
-	Rounds   int            // 0 = 7
-	Time     time.Duration  // of each workload in each round; 0 = 1 s
-	Dir      string         // where the share is made; "" = the directory for temporary files
-	Sandbox  string         // "" = namespace
-	Extra    map[string][]string
-	Progress func(string) // a line for each daemon and round; may be nil
+	Variants map[string]string   // a daemon that is another one with Extra options: what it is a variant of
+	Only     *regexp.Regexp      // workloads by name; nil = all
+	Rounds   int                 // 0 = 7
+	Time     time.Duration       // of each workload in each round; 0 = 1 s
+	Dir      string              // where the share is made; "" = the directory for temporary files
+	Sandbox  string              // "" = namespace
+	Extra    map[string][]string // further options of a daemon, by name
+	Progress func(string)        // a line for each daemon and round; may be nil
 }
 
 // Sample is one workload of one daemon in one round.
@@ -61,18 +62,29 @@ type State struct {
 
 // Report is everything that was measured.
 type Report struct {
-	Started string            `json:"started"`
-	Host    map[string]string `json:"host"`
-	Rounds  int               `json:"rounds"`
-	FloorUS []float64         `json:"floor_us"` // p50 of each round, eventfd there and back
-	Daemons []string          `json:"daemons"`
-	Work    []Workload        `json:"workloads"`
-	Samples []Sample          `json:"samples"`
-	States  []State           `json:"states"`
+	Started  string            `json:"started"`
+	Host     map[string]string `json:"host"`
+	Rounds   int               `json:"rounds"`
+	FloorUS  []float64         `json:"floor_us"` // p50 of each round, eventfd there and back
+	Daemons  []string          `json:"daemons"`
+	Variants map[string]string `json:"variants,omitempty"` // as in Options
+	Options  map[string]string `json:"options,omitempty"`  // of variants
+	Work     []Workload        `json:"workloads"`
+	Samples  []Sample          `json:"samples"`
+	States   []State           `json:"states"`
+	Calls    []Calls           `json:"system_calls,omitempty"`
+	Points   []Point           `json:"scale,omitempty"`
 }
 
-// Run measures. A daemon that fails a workload gets a Sample with the error, and the run goes on.
-func Run(ctx context.Context, o Options) (*Report, error) {
+// bed is where daemons are measured.
+type bed struct {
+	Options
+	dir, share string
+	hist       *hdrhistogram.Histogram
+}
+
+// newBed makes an empty share, and a report without measures.
+func newBed(o Options) (*bed, *Report, error) {
 	if o.Rounds == 0 {
 		o.Rounds = 7
 	}
@@ -87,47 +99,74 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	dir, err := os.MkdirTemp(o.Dir, "vfsbench")
 	if err != nil {
-		return nil, fmt.Errorf("make a directory for the share: %w", err)
+		return nil, nil, fmt.Errorf("make a directory for the share: %w", err)
 	}
-	defer os.RemoveAll(dir)
-	share := filepath.Join(dir, "share")
-	if err := os.Mkdir(share, 0o755); err != nil {
-		return nil, fmt.Errorf("make the share: %w", err)
+	b := &bed{o, dir, filepath.Join(dir, "share"), hdrhistogram.New(1, int64(10*time.Second), 3)}
+	if err := os.Mkdir(b.share, 0o755); err != nil {
+		b.close()
+		return nil, nil, fmt.Errorf("make the share: %w", err)
 	}
-	if err := prepareShare(share); err != nil {
-		return nil, err
-	}
-	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Rounds: o.Rounds}
+	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Variants: o.Variants, Options: map[string]string{}}
 	for _, d := range o.Daemons {
 		r.Daemons = append(r.Daemons, d.Name)
+		if o.Variants[d.Name] != "" {
+			r.Options[d.Name] = strings.Join(o.Extra[d.Name], " ")
+		}
 	}
+	return b, r, nil
+}
+
+func (b *bed) close() { os.RemoveAll(b.dir) }
+
+// chosen are the workloads of --only.
+func (o Options) chosen() (all []Workload) {
 	for _, w := range Workloads() {
 		if o.Only == nil || o.Only.MatchString(w.Name) {
-			r.Work = append(r.Work, w)
+			all = append(all, w)
 		}
 	}
-	hist := hdrhistogram.New(1, int64(10*time.Second), 3)
-	for round := range o.Rounds {
-		if err := floor(min(o.Time, 500*time.Millisecond), hist); err != nil {
+	return all
+}
+
+// wantsState says that processes are looked at too, not only workloads.
+func (o Options) wantsState() bool { return o.Only == nil || o.Only.MatchString("state") }
+
+// Run measures. A daemon that fails a workload gets a Sample with the error, and the run goes on.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	b, r, err := newBed(o)
+	if err != nil {
+		return nil, err
+	}
+	defer b.close()
+	if err := b.prepareShare(b.share); err != nil {
+		return nil, err
+	}
+	r.Rounds, r.Work = b.Rounds, o.chosen()
+	for round := range b.Rounds {
+		if err := floor(min(b.Time, 500*time.Millisecond), b.hist); err != nil {
 			return nil, err
 		}
-		r.FloorUS = append(r.FloorUS, us(hist.ValueAtQuantile(50)))
+		r.FloorUS = append(r.FloorUS, us(b.hist.ValueAtQuantile(50)))
 		began := time.Now()
-		if err := r.round(ctx, o, round, share, dir, hist); err != nil {
+		if err := r.round(ctx, b, round); err != nil {
 			return r, fmt.Errorf("round %d: %w", round+1, err)
 		}
-		o.Progress(fmt.Sprintf("round %d of %d: %.1f s", round+1, o.Rounds, time.Since(began).Seconds()))
+		b.Progress(fmt.Sprintf("round %d of %d: %.1f s", round+1, b.Rounds, time.Since(began).Seconds()))
 	}
 	return r, nil
 }
 
 func us(ns int64) float64 { return float64(ns) / 1000 }
 
-// begin starts a fresh process of a daemon and opens a session.
-func begin(ctx context.Context, o Options, d fe.Daemon, share, dir string) (s *session, err error) {
-	socket := filepath.Join(dir, d.Name)
+// errOneQueue says that a daemon does not offer several queues.
+var errOneQueue = errors.New("one queue")
+
+// begin starts a fresh process of a daemon and opens a session with so many request queues (0 = 1).
+func (b *bed) begin(ctx context.Context, d fe.Daemon, queues int) (_ *session, err error) {
+	queues = max(1, queues)
+	socket := filepath.Join(b.dir, fmt.Sprintf("%s-%d", d.Name, queues))
 	os.Remove(socket)
-	argv, err := d.Argv(fe.Options{Share: share, Socket: socket, Sandbox: o.Sandbox, Extra: o.Extra[d.Name]})
+	argv, err := d.Argv(fe.Options{Share: b.share, Socket: socket, Sandbox: b.Sandbox, Extra: b.Extra[d.Name]})
 	if err != nil {
 		return nil, err
 	}
@@ -135,14 +174,21 @@ func begin(ctx context.Context, o Options, d fe.Daemon, share, dir string) (s *s
 	if err != nil {
 		return nil, err
 	}
-	s = &session{name: d.Name, proc: proc}
+	s := &session{name: d.Name, share: b.share, proc: proc}
 	defer func() {
 		if err != nil {
 			s.end()
 		}
 	}()
-	if s.dev, err = fe.Connect(ctx, fe.Config{Socket: socket, QueueSize: 1024, Memory: []uint64{4 << 20, 256 << 20}}); err != nil {
+	s.dev, err = fe.Connect(ctx, fe.Config{Socket: socket, QueueSize: 1024, RequestQueues: queues, FewerQueues: true, Memory: []uint64{4 << 20, 256 << 20}})
+	if err != nil {
 		return nil, fmt.Errorf("%w (daemon: %s)", err, proc.LastLine())
+	}
+	switch n := len(s.dev.Queues) - 1; {
+	case queues > 1 && (n == 1 || !s.dev.HasProtocol(fe.ProtocolMQ)):
+		return nil, errOneQueue
+	case n < queues:
+		return nil, fmt.Errorf("%d queues", n)
 	}
 	s.fuse = fe.NewFUSE(s.dev)
 	if _, err := s.fuse.Init(0); err != nil {
@@ -168,15 +214,17 @@ func (s *session) cpu() (sum time.Duration) {
 }
 
 // round starts a fresh process of each daemon and has all run one workload after the other, in turns.
-func (r *Report) round(ctx context.Context, o Options, round int, share, dir string, hist *hdrhistogram.Histogram) error {
+func (r *Report) round(ctx context.Context, b *bed, round int) error {
 	var all []*session
-	for _, d := range o.Daemons {
-		s, err := begin(ctx, o, d, share, dir)
+	daemon := map[*session]fe.Daemon{}
+	for _, d := range b.Daemons {
+		s, err := b.begin(ctx, d, 1)
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.Name, err)
 		}
 		defer s.end()
 		all = append(all, s)
+		daemon[s] = d
 	}
 	// Who begins changes with every workload and every round.
 	turn := round
@@ -190,7 +238,7 @@ func (r *Report) round(ctx context.Context, o Options, round int, share, dir str
 		}
 		return ctx.Err()
 	}
-	state := o.Only == nil || o.Only.MatchString("state")
+	state := b.wantsState()
 	states := map[*session]*State{}
 	if state {
 		time.Sleep(100 * time.Millisecond) // until they have come to rest
@@ -200,15 +248,23 @@ func (r *Report) round(ctx context.Context, o Options, round int, share, dir str
 			states[s] = st
 			st.IdleCPU = -float64(s.cpu())
 		}
-		time.Sleep(o.Time) // all at once: they do nothing
+		time.Sleep(b.Time) // all at once: they do nothing
 		for _, s := range all {
-			states[s].IdleCPU = (states[s].IdleCPU + float64(s.cpu())) / float64(o.Time)
+			states[s].IdleCPU = (states[s].IdleCPU + float64(s.cpu())) / float64(b.Time)
 		}
 	}
 	for _, w := range r.Work {
 		err := each(func(s *session) error {
-			sample := s.sample(w, o.Time, round, hist)
-			r.Samples = append(r.Samples, sample)
+			if w.Queues > 1 { // a process of its own, so that more queues change nothing for the other workloads
+				many, err := b.begin(ctx, daemon[s], w.Queues)
+				if err != nil {
+					r.Samples = append(r.Samples, Sample{Workload: w.Name, Daemon: s.name, Round: round, Bad: err.Error()})
+					return nil
+				}
+				defer many.end()
+				s = many
+			}
+			r.Samples = append(r.Samples, s.sample(w, b.Time, round, b.hist))
 			if !s.dev.Alive() {
 				return fmt.Errorf("%s: the daemon is gone: %s", w.Name, s.proc.LastLine())
 			}
@@ -235,9 +291,9 @@ func (s *session) sample(w Workload, d time.Duration, round int, hist *hdrhistog
 	sample := Sample{Workload: w.Name, Daemon: s.name, Round: round}
 	j, err := w.setup(s, rand.New(rand.NewPCG(uint64(round), 7)))
 	if err == nil {
-		m := s.run(j, d/10, hist, s.cpu) // warm up
+		m := s.run(j, limit{time: d / 10}, hist) // warm up
 		if m.err == nil {
-			m = s.run(j, d, hist, s.cpu)
+			m = s.run(j, limit{time: d}, hist)
 		}
 		err = m.err
 		sample.fill(w, j, m)
@@ -277,6 +333,9 @@ func (s *session) release(j *job) {
 		for _, st := range l.steps {
 			st.queue.Release(st.chain)
 		}
+	}
+	if j.close != nil {
+		j.close()
 	}
 }
 

@@ -3,6 +3,9 @@ package bench_test
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -10,20 +13,55 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/bench"
 	"virtiofsd/harness/frontend"
 	"virtiofsd/internal/testenv"
 )
 
-// Every workload runs on a daemon that this project did not write, and moves something.
-func TestWorkloadsRunOnThePeer(t *testing.T) {
-	testenv.Need(t, "root", "c-daemon")
-	c := frontend.Daemon{Name: "c", Dialect: "c", Exec: []string{testenv.QEMUVirtiofsd}}
-	r, err := bench.Run(context.Background(), bench.Options{Daemons: []frontend.Daemon{c}, Rounds: 1, Time: 20 * time.Millisecond, Dir: t.TempDir()})
+// daemon is ours, built of this tree.
+var daemon frontend.Daemon
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "bench-bin")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	bin := filepath.Join(dir, "virtiofsd")
+	build := exec.Command("go", "build", "-o", bin, "virtiofsd/cmd/virtiofsd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		panic("build the daemon: " + string(out))
+	}
+	daemon = frontend.Daemon{Name: "ours", Dialect: "ours", Exec: []string{bin}}
+	return m.Run()
+}
+
+func c() frontend.Daemon {
+	return frontend.Daemon{Name: "c", Dialect: "c", Exec: []string{testenv.QEMUVirtiofsd}}
+}
+
+// everyWorkload has a daemon run all workloads for a moment; each moves something.
+func everyWorkload(t *testing.T, d frontend.Daemon) *bench.Report {
+	t.Helper()
+	dir := t.TempDir()
+	r, err := bench.Run(t.Context(), bench.Options{Daemons: []frontend.Daemon{d}, Rounds: 1, Time: 20 * time.Millisecond, Dir: dir})
 	require.NoError(t, err)
 	require.Len(t, r.Samples, len(bench.Workloads()))
-	for _, s := range r.Samples {
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(dir, &fs))
+	for i, s := range r.Samples {
+		if s.Bad == "one queue" && r.Work[i].Queues > 1 && d.Dialect != "ours" {
+			continue
+		}
+		if fs.Type == unix.TMPFS_MAGIC && strings.HasPrefix(s.Workload, "read-cold") {
+			assert.Contains(t, s.Bad, "not cold", s.Workload)
+			continue
+		}
 		assert.Empty(t, s.Bad, s.Workload)
 		assert.Positive(t, s.Ops, s.Workload)
 		assert.Positive(t, s.Rate, s.Workload)
@@ -34,6 +72,17 @@ func TestWorkloadsRunOnThePeer(t *testing.T) {
 	assert.Positive(t, r.States[0].Known)
 	_, err = json.Marshal(r)
 	require.NoError(t, err)
+	return r
+}
+
+func TestWorkloadsRunOnThePeer(t *testing.T) {
+	testenv.Need(t, "root", "c-daemon")
+	everyWorkload(t, c())
+}
+
+func TestWorkloadsRunOnOurs(t *testing.T) {
+	testenv.Need(t, "root")
+	everyWorkload(t, daemon)
 }
 
 func TestOnlyAndFailures(t *testing.T) {
@@ -70,4 +119,80 @@ func TestRatios(t *testing.T) {
 	r.WriteTable(&out)
 	assert.Contains(t, out.String(), "2.00 × b")
 	assert.Contains(t, out.String(), "0.50", "half the processor time")
+}
+
+// quick are options that measure next to nothing.
+func quick(t *testing.T, only string, d ...frontend.Daemon) bench.Options {
+	return bench.Options{Daemons: d, Rounds: 1, Time: time.Millisecond, Dir: t.TempDir(), Only: regexp.MustCompile(only)}
+}
+
+func TestQueuesOfThePeer(t *testing.T) {
+	testenv.Need(t, "root", "c-daemon")
+	o := quick(t, "^getattr-2x16$", daemon, c())
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.NotEmpty(t, r.Of("getattr-2x16", "ours", bench.CPU))
+	assert.Equal(t, "one queue", r.Failure("getattr-2x16", "c"))
+	var out strings.Builder
+	r.WriteTable(&out)
+	assert.Contains(t, out.String(), "one queue")
+	assert.NotContains(t, out.String(), "NaN")
+}
+
+func TestNothingIsColdOnTmpfs(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	o := quick(t, "^read-cold-4k$", daemon)
+	o.Dir = dir
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Contains(t, r.Failure("read-cold-4k", "ours"), "not cold")
+}
+
+func TestVariantsGetTheirOptions(t *testing.T) {
+	testenv.Need(t, "root")
+	no := daemon
+	no.Name = "no-poll"
+	o := quick(t, "^getattr-1$", daemon, no)
+	o.Variants, o.Extra = map[string]string{"no-poll": "ours"}, map[string][]string{"no-poll": {"--poll-us=0"}}
+	r, err := bench.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Equal(t, "--poll-us=0", r.Options["no-poll"])
+	assert.Len(t, r.Modes(), 2)
+
+	o.Extra["no-poll"] = []string{"--poll-us=many"}
+	_, err = bench.Run(t.Context(), o)
+	assert.ErrorContains(t, err, "no-poll", "the option reaches the daemon")
+}
+
+func TestScale(t *testing.T) {
+	testenv.Need(t, "root")
+	r, err := bench.Scale(t.Context(), quick(t, "", daemon), 2000)
+	require.NoError(t, err)
+	for _, p := range r.Points {
+		assert.Empty(t, p.Bad, "%s, %d", p.What, p.N)
+	}
+	rows := r.ScaleTable()
+	assert.Len(t, rows, 1+5+4, "one size, and four numbers of queues")
+	for _, row := range rows {
+		assert.Len(t, row, 4)
+	}
+	assert.Equal(t, rows, new(bench.Report).With(r).ScaleTable(), "joins a report of something else")
+}
+
+func TestSystemCalls(t *testing.T) {
+	testenv.Need(t, "root", "strace")
+	r, err := bench.Syscalls(t.Context(), quick(t, "^(read-4k-1|untar)$", daemon))
+	require.NoError(t, err)
+	require.Len(t, r.Calls, 2)
+	read, untar := r.Calls[0], r.Calls[1]
+	assert.Empty(t, read.Bad)
+	assert.InDelta(t, 1, read.Count["preadv2"], 0.01, "each READ is one read: %s", read.Text())
+	assert.Equal(t, "file", untar.Per)
+	assert.InDelta(t, 1, untar.Count["utimensat"], 0.01, untar.Text())
+	var out strings.Builder
+	r.WriteTable(&out)
+	assert.Contains(t, out.String(), "preadv2 1.00")
 }

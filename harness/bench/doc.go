@@ -11,4 +11,10 @@
 //     medians of rounds, with the interval of their confidence, never one run.
 //   - Processor time is that of the daemon's whole process tree, in nanoseconds, divided by operations.
 //   - Requests are laid out before the clock runs; the loop allocates nothing, and the collector is off meanwhile.
+//   - A workload of many steps is a pass over its files. What makes room for the next pass (FORGET, what removes a tree, what drops the
+//     host's cache) is off the clock; processor time includes it.
+//   - Each queue has a thread of the front-end, as it has a processor in a guest, and workloads on several queues have processes of their own.
+//   - A daemon with other options is a variant: measured in the same turns, compared with its origin, and no peer of it.
+//   - System calls are counted apart from the timing ([Syscalls]), and what an item costs among many is asked for by itself ([Scale]).
+//   - Two reports are compared by their medians, and a difference counts where it is large and the rounds tell it from noise ([Report.Changes]).
 package bench

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -25,11 +26,14 @@ type step struct {
 	data   [][]byte // segments behind the arguments
 
 	before   func()      // fills in what depends on earlier replies
-	after    func() bool // true repeats the step
+	after    func() bool // true goes back
+	back     int         // so many steps; 0 repeats this one
+	fails    unix.Errno  // the answer that is expected instead of success
+	used     uint32      // length of the reply that is expected; 0 = any
 	offClock bool        // what begins with this step is cleaning up: it is not measured
 }
 
-// lane is a sequence of steps that repeats; one request of it is outstanding at a time.
+// lane is a sequence of steps on one queue that repeats; one request of it is outstanding at a time.
 type lane struct {
 	steps []*step
 	at    int
@@ -42,6 +46,21 @@ type job struct {
 	lanes []*lane
 	items func() int // what an operation counts for; nil = 1
 	bytes int        // moved by an operation
+	close func()     // gives back what the harness holds; may be nil
+}
+
+// limit says when a job ends.
+type limit struct {
+	time time.Duration
+	ops  int // if positive, instead of time
+}
+
+// patience is how long the daemon may take altogether.
+func (l limit) patience() time.Duration {
+	if l.ops > 0 {
+		return 10 * time.Minute
+	}
+	return l.time + 20*time.Second
 }
 
 // measured is what one round of one workload gave.
@@ -58,20 +77,22 @@ type measured struct {
 
 // session is a daemon's process and one connection with its open session.
 type session struct {
-	name string
-	proc *fe.Process
-	pids []int
-	dev  *fe.Device
-	fuse *fe.FUSE
+	name  string
+	share string // as the harness sees it
+	proc  *fe.Process
+	pids  []int
+	dev   *fe.Device
+	fuse  *fe.FUSE
 }
 
-// prepare lays a request out for good.
-func (s *session) prepare(r fe.Request) (*step, error) {
+// prepare lays a request out for good, on the first request queue.
+func (s *session) prepare(r fe.Request) (*step, error) { return s.prepareOn(s.fuse.Queue, r) }
+
+func (s *session) prepareOn(q *fe.Queue, r fe.Request) (*step, error) {
 	l, err := s.fuse.Layout(r, s.fuse.NextUnique())
 	if err != nil {
 		return nil, err
 	}
-	q := s.fuse.Queue
 	if r.Op == fe.OpForget {
 		q = s.dev.Queues[0]
 	}
@@ -101,28 +122,70 @@ var zero = time.Now()
 
 func now() int64 { return int64(time.Since(zero)) }
 
-// run does the job for about d and reports. It must not be called for two jobs of one device at once.
-func (s *session) run(j *job, d time.Duration, hist *hdrhistogram.Histogram, cpu func() time.Duration) (m measured) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer s.dev.Watch(d + 20*time.Second)()
+// run does the job up to its limit and reports. It must not be called for two jobs of one device at once.
+func (s *session) run(j *job, until limit, hist *hdrhistogram.Histogram) (m measured) {
+	defer s.dev.Watch(until.patience())()
+	var queues []*fe.Queue
+	on := map[*fe.Queue][]*lane{}
+	for _, l := range j.lanes {
+		q := l.steps[0].queue
+		if on[q] == nil {
+			queues = append(queues, q)
+		}
+		on[q] = append(on[q], l)
+	}
+	hist.Reset()
+	// Each queue has a thread, as it has a processor in a guest. One alone needs no other thread, whose start would be on the clock.
+	parts := make([]measured, len(queues))
+	hists := []*hdrhistogram.Histogram{hist}
+	for range queues[1:] {
+		hists = append(hists, hdrhistogram.New(hist.LowestTrackableValue(), hist.HighestTrackableValue(), int(hist.SignificantFigures())))
+	}
+	until.ops = (until.ops + len(queues) - 1) / len(queues)
 	runtime.GC()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	cpu := s.cpu()
+	var others sync.WaitGroup
+	for i, q := range queues[1:] {
+		others.Go(func() { parts[1+i] = s.drive(j, q, on[q], until, hists[1+i]) })
+	}
+	parts[0] = s.drive(j, queues[0], on[queues[0]], until, hist)
+	others.Wait()
+	m = measured{hist: hist, cpu: s.cpu() - cpu}
+	for i, p := range parts {
+		m.elapsed = max(m.elapsed, p.elapsed)
+		m.ops, m.items, m.onClock = m.ops+p.ops, m.items+p.items, m.onClock+p.onClock
+		m.kicks, m.calls = m.kicks+p.kicks, m.calls+p.calls
+		if m.err == nil {
+			m.err = p.err
+		}
+		if i > 0 {
+			hist.Merge(hists[i])
+		}
+	}
+	return m
+}
 
-	queue := j.lanes[0].steps[0].queue
+// drive does the lanes of one queue.
+func (s *session) drive(j *job, queue *fe.Queue, lanes []*lane, until limit, hist *hdrhistogram.Histogram) (m measured) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	byHead := make([]*lane, queue.Size)
-	hist.Reset()
-	m.hist = hist
 	kicks, calls := queue.Kicks, queue.Calls
-	cpu0 := cpu()
 	start := now()
-	end := start + int64(d)
-	for _, l := range j.lanes {
+	end := start + int64(until.time)
+	over := func(t int64) bool {
+		if until.ops > 0 {
+			return m.ops >= until.ops
+		}
+		return t >= end
+	}
+	for _, l := range lanes {
 		l.at, l.began, l.timed = 0, start, true
 		post(l, byHead)
 	}
 	queue.Publish()
-	for live := len(j.lanes); live > 0; {
+	for live := len(lanes); live > 0; {
 		c, err := queue.Reap()
 		if err != nil {
 			m.err = err
@@ -141,7 +204,9 @@ func (s *session) run(j *job, d time.Duration, hist *hdrhistogram.Histogram, cpu
 		if m.err = st.check(); m.err != nil {
 			return m
 		}
-		if st.after == nil || !st.after() {
+		if st.after != nil && st.after() {
+			l.at -= st.back
+		} else {
 			l.at++
 		}
 		done := l.at == len(l.steps)
@@ -158,7 +223,7 @@ func (s *session) run(j *job, d time.Duration, hist *hdrhistogram.Histogram, cpu
 			hist.RecordValue(t - l.began)
 		}
 		if done {
-			if t >= end {
+			if over(t) {
 				live--
 				continue
 			}
@@ -178,7 +243,7 @@ func (s *session) run(j *job, d time.Duration, hist *hdrhistogram.Histogram, cpu
 					m.onClock += time.Duration(t - l.began)
 					hist.RecordValue(t - l.began)
 				}
-				if t >= end {
+				if over(t) {
 					live--
 					continue
 				}
@@ -188,7 +253,6 @@ func (s *session) run(j *job, d time.Duration, hist *hdrhistogram.Histogram, cpu
 		post(l, byHead)
 	}
 	m.elapsed = time.Duration(now() - start)
-	m.cpu = cpu() - cpu0
 	m.kicks, m.calls = queue.Kicks-kicks, queue.Calls-calls
 	return m
 }
@@ -233,11 +297,16 @@ func (st *step) check() error {
 	if st.status == nil {
 		return nil
 	}
-	if code := int32(binary.LittleEndian.Uint32(st.status[4:])); code != 0 {
-		return fmt.Errorf("%v: %w", st.op, unix.Errno(-code))
-	}
 	if st.chain.Used < fe.OutHeaderSize {
 		return fmt.Errorf("%v: completed with length %d", st.op, st.chain.Used)
+	}
+	switch code := unix.Errno(-int32(binary.LittleEndian.Uint32(st.status[4:]))); {
+	case code != st.fails && code != 0:
+		return fmt.Errorf("%v: %w", st.op, code)
+	case code != st.fails:
+		return fmt.Errorf("%v: success, not %w", st.op, st.fails)
+	case st.used != 0 && st.chain.Used != st.used:
+		return fmt.Errorf("%v: completed with length %d, not %d", st.op, st.chain.Used, st.used)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 
@@ -31,6 +32,9 @@ func stat(v []float64) Stat {
 	s := benchmath.AssumeNothing.Summary(benchmath.NewSample(slices.Clone(v), &benchmath.DefaultThresholds), 0.95)
 	return Stat{s.Center, s.Lo, s.Hi}
 }
+
+// CPU reads a sample's processor time.
+func CPU(s Sample) float64 { return s.CPU }
 
 // figures are what the measures of a workload read.
 func (w Workload) figure(s Sample) float64 {
@@ -79,11 +83,11 @@ func (r *Report) paired(workload, daemon, other string, figure func(Sample) floa
 	return stat(v).Center
 }
 
-// Best is the best of all daemons but one on a workload; "" if there is none.
+// Best is the best of all daemons on a workload but one and its variants; "" if there is none.
 func (r *Report) Best(w Workload, but string) string {
 	best := ""
 	for _, d := range r.Daemons {
-		if d == but || len(r.Of(w.Name, d, w.figure)) == 0 {
+		if r.origin(d) == r.origin(but) || len(r.Of(w.Name, d, w.figure)) == 0 {
 			continue
 		}
 		if best == "" || r.Compare(w, d, best).Times > 1 {
@@ -93,8 +97,69 @@ func (r *Report) Best(w Workload, but string) string {
 	return best
 }
 
-// WriteTable prints the report. The last column compares the first daemon with the best of the others.
+// With is the report with what another run counted, or measured of scale; r may be nil.
+func (r *Report) With(other *Report) *Report {
+	if r == nil {
+		return other
+	}
+	for _, d := range other.Daemons {
+		if !slices.Contains(r.Daemons, d) {
+			r.Daemons = append(r.Daemons, d)
+		}
+	}
+	if r.Variants == nil {
+		r.Variants, r.Options = map[string]string{}, map[string]string{}
+	}
+	maps.Copy(r.Variants, other.Variants)
+	maps.Copy(r.Options, other.Options)
+	if len(other.Calls) > 0 {
+		r.Calls = other.Calls
+	}
+	if len(other.Points) > 0 {
+		r.Points = other.Points
+	}
+	return r
+}
+
+// WriteTable prints what is in the report.
 func (r *Report) WriteTable(out io.Writer) {
+	if len(r.Work) > 0 {
+		r.writeSamples(out)
+	}
+	r.writeStates(out)
+	writeRows(out, r.Modes())
+	writeRows(out, r.CallTable())
+	writeRows(out, r.ScaleTable())
+	if len(r.FloorUS) > 0 {
+		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
+	}
+	fmt.Fprintf(out, "%s, %s processors, Linux %s, load %s\n", r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+// writeRows prints a table whose first row is its head; of no more than that, nothing.
+func writeRows(out io.Writer, rows [][]string) {
+	if len(rows) < 2 {
+		return
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(out)
+	t.SetStyle(table.StyleLight)
+	for i, cells := range rows {
+		row := make(table.Row, len(cells))
+		for k, c := range cells {
+			row[k] = c
+		}
+		if i == 0 {
+			t.AppendHeader(row)
+		} else {
+			t.AppendRow(row)
+		}
+	}
+	t.Render()
+}
+
+// writeSamples prints the workloads. The last columns compare the first daemon with the best of the others.
+func (r *Report) writeSamples(out io.Writer) {
 	t := table.NewWriter()
 	t.SetOutputMirror(out)
 	t.SetStyle(table.StyleLight)
@@ -115,10 +180,10 @@ func (r *Report) WriteTable(out io.Writer) {
 		if len(r.Daemons) > 1 {
 			best := r.Best(w, r.Daemons[0])
 			c := r.Compare(w, r.Daemons[0], best)
-			cpu := func(s Sample) float64 { return s.CPU }
-			row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P),
-				fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, cpu)))
-			if !math.IsNaN(c.Times) {
+			if math.IsNaN(c.Times) {
+				row = append(row, "-", "-")
+			} else {
+				row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P), fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, CPU)))
 				product, n = product*c.Times, n+1
 			}
 		}
@@ -133,23 +198,24 @@ func (r *Report) WriteTable(out io.Writer) {
 		t.AppendFooter(foot)
 	}
 	t.Render()
-	r.writeStates(out)
-	f := stat(slices.Clone(r.FloorUS))
-	fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; %s, %s processors, Linux %s, load %s\n",
-		f.Center, r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+// Failure says why there is no figure of a workload and a daemon.
+func (r *Report) Failure(workload, daemon string) string {
+	for _, s := range r.Samples {
+		if s.Workload == workload && s.Daemon == daemon && s.Bad != "" {
+			return s.Bad
+		}
+	}
+	return "-"
 }
 
 func (r *Report) cell(w Workload, d string) string {
 	v := r.Of(w.Name, d, w.figure)
 	if len(v) == 0 {
-		for _, s := range r.Samples {
-			if s.Workload == w.Name && s.Daemon == d && s.Bad != "" {
-				return s.Bad
-			}
-		}
-		return "-"
+		return r.Failure(w.Name, d)
 	}
-	cpu := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.CPU })).Center
+	cpu := stat(r.Of(w.Name, d, CPU)).Center
 	p99 := stat(r.Of(w.Name, d, func(s Sample) float64 { return s.P99 })).Center
 	c := stat(v)
 	spread := ""

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,51 +27,104 @@ type Workload struct {
 	Name    string  `json:"name"`
 	What    string  `json:"what"`
 	Measure Measure `json:"measure"`
-	Unit    string  `json:"unit"` // of Rate: ops, entries, bytes
+	Unit    string  `json:"unit"` // of Rate: ops, entries, files, bytes
 	Depth   int     `json:"depth"`
+	Queues  int     `json:"queues,omitempty"` // request queues that are in use at once; 0 = 1
 
 	setup func(*session, *rand.Rand) (*job, error)
+	on    string // the part of the share that it needs; "" = none
+	ops   int    // operations of which system calls are counted; 0 = 1000
 }
 
-// Files of the share that prepare makes.
+// Files of the share that prepareShare makes.
 const (
-	bigFile  = "big" // read and written at random
+	bigName  = "big" // read and written at random
 	bigSize  = 64 << 20
 	dirName  = "dir" // listed
 	dirFiles = 10_000
 	manyName = "many" // looked up one by one
 	many     = 20_000
+	coldName = "cold" // read without the host's cache
+	coldSize = 32 << 20
+	treeName = "tree" // walked as `git status` does
+	treeDirs = 50
+	treeEach = 40 // files of a directory
+	deepName = "deep"
+	deep     = 32 // directories one inside the other
 )
 
-// prepareShare makes what the workloads work on.
-func prepareShare(dir string) error {
-	big := make([]byte, 1<<20)
-	rng := rand.New(rand.NewPCG(1, 1))
-	for i := range big {
-		big[i] = byte(rng.Uint32())
-	}
-	f, err := os.Create(filepath.Join(dir, bigFile))
-	if err != nil {
-		return fmt.Errorf("prepare the share: %w", err)
-	}
-	for range bigSize / len(big) {
-		if _, err := f.Write(big); err != nil {
-			return fmt.Errorf("prepare the share: %w", err)
+// parts make what workloads work on, each under its name in the share.
+var parts = map[string]func(name string) error{
+	bigName:  func(name string) error { return writeBig(name, bigSize) },
+	coldName: func(name string) error { return writeBig(name, coldSize) },
+	dirName:  func(name string) error { return makeNames(name, dirFiles) },
+	manyName: func(name string) error { return makeNames(name, many) },
+	treeName: func(name string) error {
+		if err := os.Mkdir(name, 0o755); err != nil {
+			return err
 		}
-	}
-	if err := f.Close(); err != nil {
-		return fmt.Errorf("prepare the share: %w", err)
-	}
-	for name, n := range map[string]int{dirName: dirFiles, manyName: many} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
-			return fmt.Errorf("prepare the share: %w", err)
+		for i := range treeDirs {
+			if err := makeNames(filepath.Join(name, fileName(i)), treeEach); err != nil {
+				return err
+			}
 		}
-		for i := range n {
-			fd, err := unix.Open(filepath.Join(dir, name, fileName(i)), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
-			if err != nil {
+		return nil
+	},
+	deepName: func(name string) error {
+		return os.MkdirAll(filepath.Join(name, strings.Repeat(deepName+"/", deep-1)), 0o755)
+	},
+}
+
+// prepareShare makes what the chosen workloads work on.
+func (o Options) prepareShare(share string) error {
+	need := map[string]bool{}
+	for _, w := range o.chosen() {
+		need[w.on] = true
+	}
+	need[manyName] = o.wantsState()
+	for name, f := range parts {
+		if need[name] {
+			if err := f(filepath.Join(share, name)); err != nil {
 				return fmt.Errorf("prepare the share: %w", err)
 			}
-			unix.Close(fd)
+		}
+	}
+	return nil
+}
+
+// writeBig makes a file of random bytes, a multiple of a MiB.
+func writeBig(name string, size int) error {
+	block := make([]byte, 1<<20)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range block {
+		block[i] = byte(rng.Uint32())
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	for range size / len(block) {
+		if _, err := f.Write(block); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	return f.Close()
+}
+
+// makeNames makes a directory of n empty files. mknodat is one call a name, without a descriptor.
+func makeNames(dir string, n int) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	for i := range n {
+		if err := unix.Mknodat(fd, fileName(i), unix.S_IFREG|0o644, 0); err != nil {
+			return fmt.Errorf("make name %d of %s: %w", i, dir, err)
 		}
 	}
 	return nil
@@ -78,24 +132,40 @@ func prepareShare(dir string) error {
 
 func fileName(i int) string { return fmt.Sprintf("file-%06d.txt", i) }
 
+// rename makes the name b, which fileName made, that of i.
+func rename(b []byte, i int) {
+	for k := len("file-000000") - 1; k >= len("file-"); k-- {
+		b[k] = byte('0' + i%10)
+		i /= 10
+	}
+}
+
 // Workloads are all, in the order of the report.
 func Workloads() []Workload {
 	return []Workload{
-		{Name: "getattr-1", What: "GETATTR of a known file, depth 1", Measure: Latency, Unit: "ops", Depth: 1, setup: getattrJob(1)},
-		{Name: "getattr-32", What: "GETATTR of a known file, depth 32", Measure: Rate, Unit: "ops", Depth: 32, setup: getattrJob(32)},
-		{Name: "lookup-1", What: "LOOKUP of a known name, depth 1", Measure: Latency, Unit: "ops", Depth: 1, setup: lookupJob},
+		{Name: "getattr-1", What: "GETATTR of a known file, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: getattrJob(1)},
+		{Name: "getattr-32", What: "GETATTR of a known file, depth 32", Measure: Rate, Unit: "ops", Depth: 32, on: bigName, setup: getattrJob(32)},
+		{Name: "lookup-1", What: "LOOKUP of a known name, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: lookupJob},
 		{Name: "create-write-unlink", What: "CREATE, WRITE 4k, FLUSH, RELEASE, UNLINK, FORGET", Measure: Latency, Unit: "ops", Depth: 1, setup: createJob},
-		{Name: "open-read-close", What: "OPEN, READ 4k, FLUSH, RELEASE", Measure: Latency, Unit: "ops", Depth: 1, setup: openJob},
-		{Name: "read-4k-1", What: "READ 4 KiB at random, cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, setup: readJob(4096, 1, true)},
-		{Name: "read-4k-16", What: "READ 4 KiB at random, cached, depth 16", Measure: Rate, Unit: "ops", Depth: 16, setup: readJob(4096, 16, true)},
-		{Name: "write-4k-1", What: "WRITE 4 KiB at random, depth 1", Measure: Latency, Unit: "ops", Depth: 1, setup: writeJob(4096, 1, true)},
-		{Name: "write-4k-16", What: "WRITE 4 KiB at random, depth 16", Measure: Rate, Unit: "ops", Depth: 16, setup: writeJob(4096, 16, true)},
-		{Name: "read-128k-4", What: "READ 128 KiB in sequence, cached, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, setup: readJob(128<<10, 4, false)},
-		{Name: "read-1m-4", What: "READ 1 MiB in sequence, cached, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, setup: readJob(1<<20, 4, false)},
-		{Name: "write-128k-4", What: "WRITE 128 KiB in sequence, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, setup: writeJob(128<<10, 4, false)},
-		{Name: "write-1m-4", What: "WRITE 1 MiB in sequence, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, setup: writeJob(1<<20, 4, false)},
-		{Name: "readdirplus", What: "READDIRPLUS of 10,000 entries not known yet, 4 KiB a request", Measure: Rate, Unit: "entries", Depth: 1, setup: readdirJob(true)},
-		{Name: "readdirplus-known", What: "READDIRPLUS of 10,000 known entries, 4 KiB a request", Measure: Rate, Unit: "entries", Depth: 1, setup: readdirJob(false)},
+		{Name: "open-read-close", What: "OPEN, READ 4k, FLUSH, RELEASE", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: openJob},
+		{Name: "read-4k-1", What: "READ 4 KiB at random, cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: readJob(4096, 1, true)},
+		{Name: "read-4k-16", What: "READ 4 KiB at random, cached, depth 16", Measure: Rate, Unit: "ops", Depth: 16, on: bigName, setup: readJob(4096, 16, true)},
+		{Name: "write-4k-1", What: "WRITE 4 KiB at random, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: writeJob(4096, 1, true)},
+		{Name: "write-4k-16", What: "WRITE 4 KiB at random, depth 16", Measure: Rate, Unit: "ops", Depth: 16, on: bigName, setup: writeJob(4096, 16, true)},
+		{Name: "read-128k-4", What: "READ 128 KiB in sequence, cached, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, on: bigName, setup: readJob(128<<10, 4, false)},
+		{Name: "read-1m-4", What: "READ 1 MiB in sequence, cached, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, on: bigName, setup: readJob(1<<20, 4, false)},
+		{Name: "write-128k-4", What: "WRITE 128 KiB in sequence, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, on: bigName, setup: writeJob(128<<10, 4, false)},
+		{Name: "write-1m-4", What: "WRITE 1 MiB in sequence, depth 4", Measure: Rate, Unit: "bytes", Depth: 4, on: bigName, setup: writeJob(1<<20, 4, false)},
+		{Name: "readdirplus", What: "READDIRPLUS of 10,000 entries not known yet, 4 KiB a request", Measure: Rate, Unit: "entries", Depth: 1, on: dirName, setup: readdirJob(dirName, dirFiles, true), ops: 3},
+		{Name: "readdirplus-known", What: "READDIRPLUS of 10,000 known entries, 4 KiB a request", Measure: Rate, Unit: "entries", Depth: 1, on: dirName, setup: readdirJob(dirName, dirFiles, false), ops: 3},
+		{Name: "getattr-2x16", What: "GETATTR of a known file on two queues, depth 16 on each", Measure: Rate, Unit: "ops", Depth: 32, Queues: 2, on: bigName, setup: getattrJob(32)},
+		{Name: "read-4k-2x16", What: "READ 4 KiB at random, cached, on two queues, depth 16 on each", Measure: Rate, Unit: "ops", Depth: 32, Queues: 2, on: bigName, setup: readJob(4096, 32, true)},
+		{Name: "read-cold-4k", What: "READ 4 KiB at random, not cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: coldName, setup: coldJob(4096, true)},
+		{Name: "read-cold-128k", What: "READ 32 MiB in sequence by 128 KiB, not cached, depth 1", Measure: Rate, Unit: "bytes", Depth: 1, on: coldName, setup: coldJob(128<<10, false), ops: 3},
+		{Name: "small-files", What: "200 files of 1 to 8 KiB: CREATE, WRITE, FLUSH, RELEASE each; OPEN, READ, FLUSH, RELEASE each; UNLINK each", Measure: Rate, Unit: "files", Depth: 1, setup: smallJob, ops: 3},
+		{Name: "untar", What: "200 new files of 3 KiB in 10 new directories: LOOKUP, CREATE, WRITE, SETATTR of times, FLUSH, RELEASE each", Measure: Rate, Unit: "files", Depth: 1, setup: untarJob, ops: 3},
+		{Name: "git-status", What: "LOOKUP, GETATTR of 2,000 files in 50 directories, READDIRPLUS of each directory", Measure: Rate, Unit: "files", Depth: 1, on: treeName, setup: walkJob, ops: 3},
+		{Name: "deep-path", What: "LOOKUP of a path of 32 directories, none known", Measure: Latency, Unit: "ops", Depth: 1, on: deepName, setup: deepJob, ops: 100},
 	}
 }
 
@@ -108,11 +178,12 @@ func (s *session) open(name string, flags uint32) (node, fh uint64, err error) {
 	return e.Node, fh, err
 }
 
-// lanes makes depth lanes of one step each.
-func (s *session) lanes(depth int, make func(i int) (*step, error)) (*job, error) {
+// lanes makes depth lanes of one step each, on all queues in turn.
+func (s *session) lanes(depth int, make func(q *fe.Queue) (*step, error)) (*job, error) {
 	j := &job{}
+	queues := s.dev.Queues[1:]
 	for i := range depth {
-		st, err := make(i)
+		st, err := make(queues[i%len(queues)])
 		if err != nil {
 			return nil, err
 		}
@@ -123,19 +194,19 @@ func (s *session) lanes(depth int, make func(i int) (*step, error)) (*job, error
 
 func getattrJob(depth int) func(*session, *rand.Rand) (*job, error) {
 	return func(s *session, _ *rand.Rand) (*job, error) {
-		e, err := s.fuse.Lookup(fe.RootNode, bigFile)
+		e, err := s.fuse.Lookup(fe.RootNode, bigName)
 		if err != nil {
 			return nil, err
 		}
-		return s.lanes(depth, func(int) (*step, error) {
-			return s.prepare(fe.Request{Op: fe.OpGetattr, Node: e.Node, Args: make([]byte, 16), OutArgs: fe.AttrOutSize})
+		return s.lanes(depth, func(q *fe.Queue) (*step, error) {
+			return s.prepareOn(q, fe.Request{Op: fe.OpGetattr, Node: e.Node, Args: make([]byte, 16), OutArgs: fe.AttrOutSize})
 		})
 	}
 }
 
 func lookupJob(s *session, _ *rand.Rand) (*job, error) {
-	return s.lanes(1, func(int) (*step, error) {
-		return s.prepare(fe.Request{Op: fe.OpLookup, Node: fe.RootNode, Args: fe.Body(nil).Name(bigFile), OutArgs: fe.EntrySize})
+	return s.lanes(1, func(q *fe.Queue) (*step, error) {
+		return s.prepareOn(q, fe.Request{Op: fe.OpLookup, Node: fe.RootNode, Args: fe.Body(nil).Name(bigName), OutArgs: fe.EntrySize})
 	})
 }
 
@@ -179,7 +250,7 @@ func createJob(s *session, _ *rand.Rand) (*job, error) {
 }
 
 func openJob(s *session, _ *rand.Rand) (*job, error) {
-	e, err := s.fuse.Lookup(fe.RootNode, bigFile)
+	e, err := s.fuse.Lookup(fe.RootNode, bigName)
 	if err != nil {
 		return nil, err
 	}
@@ -198,9 +269,9 @@ func openJob(s *session, _ *rand.Rand) (*job, error) {
 	return &job{lanes: []*lane{l}}, nil
 }
 
-// offsets gives each call the next offset of a block in the big file.
-func offsets(rng *rand.Rand, size int, random bool) func() uint64 {
-	blocks, at := bigSize/size, 0
+// offsets gives each call the next offset of a block in a file of so many.
+func offsets(rng *rand.Rand, blocks, size int, random bool) func() uint64 {
+	at := 0
 	return func() uint64 {
 		if random {
 			return uint64(rng.IntN(blocks)) * uint64(size)
@@ -212,13 +283,17 @@ func offsets(rng *rand.Rand, size int, random bool) func() uint64 {
 
 func readJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, error) {
 	return func(s *session, rng *rand.Rand) (*job, error) {
-		node, fh, err := s.open(bigFile, unix.O_RDONLY)
+		node, fh, err := s.open(bigName, unix.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}
-		next := offsets(rng, size, random)
-		j, err := s.lanes(depth, func(int) (*step, error) {
-			st, err := s.prepare(fe.Request{Op: fe.OpRead, Node: node, Args: fe.ReadArgs(fh, 0, uint32(size)), OutData: size})
+		next := map[*fe.Queue]func() uint64{} // each belongs to the queue's thread
+		for _, q := range s.dev.Queues[1:] {
+			next[q] = offsets(rand.New(rand.NewPCG(rng.Uint64(), 1)), bigSize/size, size, random)
+		}
+		j, err := s.lanes(depth, func(q *fe.Queue) (*step, error) {
+			next := next[q]
+			st, err := s.prepareOn(q, fe.Request{Op: fe.OpRead, Node: node, Args: fe.ReadArgs(fh, 0, uint32(size)), OutData: size})
 			if err == nil {
 				st.before = func() { binary.LittleEndian.PutUint64(st.args[8:], next()) }
 			}
@@ -233,13 +308,17 @@ func readJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, err
 
 func writeJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, error) {
 	return func(s *session, rng *rand.Rand) (*job, error) {
-		node, fh, err := s.open(bigFile, unix.O_RDWR)
+		node, fh, err := s.open(bigName, unix.O_RDWR)
 		if err != nil {
 			return nil, err
 		}
-		next := offsets(rng, size, random)
-		j, err := s.lanes(depth, func(int) (*step, error) {
-			st, err := s.prepare(fe.Request{Op: fe.OpWrite, Node: node, Args: fe.ReadArgs(fh, 0, uint32(size)), Data: make([]byte, size), OutArgs: 8})
+		next := map[*fe.Queue]func() uint64{} // each belongs to the queue's thread
+		for _, q := range s.dev.Queues[1:] {
+			next[q] = offsets(rand.New(rand.NewPCG(rng.Uint64(), 1)), bigSize/size, size, random)
+		}
+		j, err := s.lanes(depth, func(q *fe.Queue) (*step, error) {
+			next := next[q]
+			st, err := s.prepareOn(q, fe.Request{Op: fe.OpWrite, Node: node, Args: fe.ReadArgs(fh, 0, uint32(size)), Data: make([]byte, size), OutArgs: 8})
 			if err == nil {
 				st.before = func() { binary.LittleEndian.PutUint64(st.args[8:], next()) }
 			}
@@ -252,74 +331,24 @@ func writeJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, er
 	}
 }
 
-// readdirJob lists a directory with READDIRPLUS. When cold, all nodes are forgotten between two lists, off the clock.
-func readdirJob(cold bool) func(*session, *rand.Rand) (*job, error) {
+// readdirJob lists a directory of n files with READDIRPLUS. When cold, all nodes are forgotten between two lists, off the clock.
+func readdirJob(name string, n int, cold bool) func(*session, *rand.Rand) (*job, error) {
 	return func(s *session, _ *rand.Rand) (*job, error) {
-		d, err := s.fuse.Lookup(fe.RootNode, dirName)
+		d, err := s.fuse.Lookup(fe.RootNode, name)
 		if err != nil {
 			return nil, err
 		}
-		l, err := s.sequence(
-			fe.Request{Op: fe.OpOpendir, Node: d.Node, Args: fe.Body(nil).U32(unix.O_RDONLY|unix.O_DIRECTORY, 0), OutArgs: fe.OpenOutSize},
-			fe.Request{Op: fe.OpReaddirplus, Node: d.Node, Args: fe.ReadArgs(0, 0, 4096), OutData: 4096},
-			fe.Request{Op: fe.OpReleasedir, Node: d.Node, Args: handleArgs()},
-		)
-		if err != nil {
-			return nil, err
-		}
-		open, list, release := l.steps[0], l.steps[1], l.steps[2]
-		var off uint64
-		seen, total := 0, 0
-		nodes := make([]byte, 0, 16*(dirFiles+64))
-		list.before = func() {
-			copy(list.args, open.out[:8])
-			binary.LittleEndian.PutUint64(list.args[8:], off)
-		}
-		list.after = func() bool {
-			n := int(list.chain.Used) - fe.OutHeaderSize
-			b := list.out
-			for at := 0; at+fe.EntrySize+24 <= n; {
-				node := binary.LittleEndian.Uint64(b[at:])
-				h := b[at+fe.EntrySize:]
-				off = binary.LittleEndian.Uint64(h[8:])
-				at += (fe.EntrySize + 24 + int(binary.LittleEndian.Uint32(h[16:])) + 7) &^ 7
-				seen++
-				if node != 0 && len(nodes) < cap(nodes) && cold {
-					nodes = binary.LittleEndian.AppendUint64(nodes, node)
-					nodes = binary.LittleEndian.AppendUint64(nodes, 1)
-				}
-			}
-			return n > 0
-		}
-		release.before = func() { copy(release.args, open.out[:8]); total, seen, off = seen, 0, 0 }
+		p := &program{s: s}
+		var known *references
 		if cold {
-			const batch = 1000
-			for range dirFiles / batch {
-				st, err := s.prepare(fe.Request{Op: fe.OpBatchForget, Args: fe.Body(nil).U32(batch, 0), Data: make([]byte, 16*batch)})
-				if err != nil {
-					return nil, err
-				}
-				st.before = func() { nodes = st.fill(nodes, batch) }
-				st.offClock = true
-				l.steps = append(l.steps, st)
-			}
+			known = newReferences(n)
 		}
-		return &job{lanes: []*lane{l}, items: func() int { return total }}, nil
-	}
-}
-
-// fill moves the last batch entries of nodes (node, count) into a BATCH_FORGET's data and returns the others. What is missing is
-// filled up with an entry that forgets nothing.
-func (st *step) fill(nodes []byte, batch int) []byte {
-	at := max(0, len(nodes)-16*batch)
-	rest := nodes[at:]
-	for _, page := range st.data {
-		k := copy(page, rest)
-		rest = rest[k:]
-		for ; k < len(page); k += 16 {
-			binary.LittleEndian.PutUint64(page[k:], 1<<40)
-			binary.LittleEndian.PutUint64(page[k+8:], 0)
+		l := p.list(&d.Node, known)
+		total := 0
+		l.release.after = func() bool { total, l.seen = l.seen, 0; return false }
+		if cold {
+			p.forget(known)
 		}
+		return p.job(func() int { return total })
 	}
-	return nodes[:at]
 }

@@ -63,11 +63,39 @@ func benchPage(r *bench.Report) string {
 		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n")
 		return w.String()
 	}
+	if len(r.Work) > 0 {
+		workloadTables(&w, r)
+	}
+	if len(r.States) > 0 {
+		stateTable(&w, r)
+	}
+	if rows := r.CallTable(); len(rows) > 1 {
+		w.WriteString("## System calls\n\nOf the daemon's processes, counted by strace apart from the timing: for each operation, entry or file, with what cleans up after it. A traced daemon is slower, so it sleeps and wakes more often than without.\n\n")
+		benchTable(&w, rows)
+	}
+	if rows := r.ScaleTable(); len(rows) > 1 {
+		w.WriteString("## Scale\n\nWhat one item costs among n: a cost that grows in proportion shows as a constant. On several queues it is the time from one reply to the next, whichever queue it comes on.\n\n")
+		benchTable(&w, rows)
+	}
+	return w.String()
+}
+
+// benchTable writes a table whose first row is its head.
+func benchTable(w *strings.Builder, rows [][]string) {
+	for _, row := range rows {
+		for i := range row {
+			row[i] = cellText(row[i])
+		}
+	}
+	mdTable(w, rows[0], rows[1:])
+}
+
+func workloadTables(w *strings.Builder, r *bench.Report) {
 	first := r.Daemons[0]
-	fmt.Fprintf(&w, "Daemons in turns (A B, B A, …), a fresh process for each of %d rounds, without a virtual machine: a vhost-user front-end drives the rings. Medians of the rounds. "+
+	fmt.Fprintf(w, "Daemons in turns (A B, B A, …), a fresh process for each of %d rounds, without a virtual machine: a vhost-user front-end drives the rings. Medians of the rounds. "+
 		"Host: %s, %s processors, Linux %s. A thread that sleeps on an eventfd and is woken costs %.1f µs there and back on this machine: no daemon that sleeps between requests is below that at depth 1.\n\n",
 		r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], median(r.FloorUS))
-	fmt.Fprintf(&w, "## How many times as fast: %s against each other daemon\n\nRight of the line `%s` is faster, left of it slower. Pale bars: the rounds do not tell the two apart (p ≥ 0.05).\n\n![ratios](benchmarks.svg)\n\n", title(first), first)
+	fmt.Fprintf(w, "## How many times as fast: %s against each other daemon\n\nRight of the line `%s` is faster, left of it slower. Pale bars: the rounds do not tell the two apart (p ≥ 0.05).\n\n![ratios](benchmarks.svg)\n\n", title(first), first)
 	head := []string{"workload", "what"}
 	for _, d := range r.Daemons {
 		head = append(head, title(d), "CPU")
@@ -79,7 +107,7 @@ func benchPage(r *bench.Report) string {
 		for _, d := range r.Daemons {
 			row = append(row, amount(r, wl, d), fmt.Sprintf("%.2f µs", median(r.Of(wl.Name, d, func(s bench.Sample) float64 { return s.CPU }))))
 			if len(r.Of(wl.Name, d, figureOf(wl))) == 0 {
-				row[len(row)-2], row[len(row)-1] = "failed", ""
+				row[len(row)-2], row[len(row)-1] = cellText(r.Failure(wl.Name, d)), ""
 			}
 		}
 		best := r.Best(wl, first)
@@ -90,32 +118,42 @@ func benchPage(r *bench.Report) string {
 		}
 		rows = append(rows, append(row, text))
 	}
-	mdTable(&w, head, rows)
+	mdTable(w, head, rows)
 	w.WriteString("CPU is that of the daemon's processes for one operation. Latencies are p50.\n\n")
-	if len(r.States) > 0 {
-		w.WriteString("## What a process costs\n\n")
-		rows = nil
+	if rows := r.Modes(); rows != nil {
+		fmt.Fprintf(w, "## Variants of %s\n\n", title(first))
 		for _, d := range r.Daemons {
-			of := func(f func(bench.State) float64) float64 {
-				var v []float64
-				for _, s := range r.States {
-					if s.Daemon == d {
-						v = append(v, f(s))
-					}
-				}
-				return median(v)
+			if r.Variants[d] != "" && !r.Peer(d) {
+				fmt.Fprintf(w, "`%s` is `%s` with `%s`. ", d, r.Variants[d], r.Options[d])
 			}
-			rows = append(rows, []string{
-				title(d), fmt.Sprintf("%.1f ms", of(func(s bench.State) float64 { return s.ReadyMS })),
-				fmt.Sprintf("%.3f %%", 100*of(func(s bench.State) float64 { return s.IdleCPU })),
-				fmt.Sprintf("%.1f MiB", of(func(s bench.State) float64 { return s.RestRSS })),
-				fmt.Sprintf("%.0f B", of(func(s bench.State) float64 { return s.PerInode })),
-				fmt.Sprintf("%.0f", of(func(s bench.State) float64 { return float64(s.Known) })),
-			})
 		}
-		mdTable(&w, []string{"daemon", "until ready", "idle CPU", "resident at rest", "memory per known inode", "names known before it refused or was stopped"}, rows)
+		w.WriteString("Processor time for an operation against the other daemon that takes the least, and at depth 1 p50 as a multiple of the floor above.\n\n")
+		benchTable(w, rows)
 	}
-	return w.String()
+}
+
+func stateTable(w *strings.Builder, r *bench.Report) {
+	w.WriteString("## What a process costs\n\n")
+	var rows [][]string
+	for _, d := range r.Daemons {
+		of := func(f func(bench.State) float64) float64 {
+			var v []float64
+			for _, s := range r.States {
+				if s.Daemon == d {
+					v = append(v, f(s))
+				}
+			}
+			return median(v)
+		}
+		rows = append(rows, []string{
+			title(d), fmt.Sprintf("%.1f ms", of(func(s bench.State) float64 { return s.ReadyMS })),
+			fmt.Sprintf("%.3f %%", 100*of(func(s bench.State) float64 { return s.IdleCPU })),
+			fmt.Sprintf("%.1f MiB", of(func(s bench.State) float64 { return s.RestRSS })),
+			fmt.Sprintf("%.0f B", of(func(s bench.State) float64 { return s.PerInode })),
+			fmt.Sprintf("%.0f", of(func(s bench.State) float64 { return float64(s.Known) })),
+		})
+	}
+	mdTable(w, []string{"daemon", "until ready", "idle CPU", "resident at rest", "memory per known inode", "names known before it refused or was stopped"}, rows)
 }
 
 // amount is a daemon's figure in a workload's unit.
@@ -144,7 +182,7 @@ func benchChart(r *bench.Report) string {
 		var g []row
 		for _, d := range r.Daemons[1:] {
 			c := r.Compare(w, first, d)
-			if !math.IsNaN(c.Times) && c.Times > 0 {
+			if r.Peer(d) && !math.IsNaN(c.Times) && c.Times > 0 {
 				g = append(g, row{w.Name, d, c})
 				span = max(span, c.Times, 1/c.Times)
 			}
@@ -191,6 +229,9 @@ func benchChart(r *bench.Report) string {
 	}
 	lx := left
 	for i, d := range r.Daemons[1:] {
+		if !r.Peer(d) {
+			continue
+		}
 		name := "against " + title(d)
 		fmt.Fprintf(&axis, "<rect class=\"p%d\" x=\"%d\" y=\"6\" width=\"12\" height=\"12\"/><text x=\"%d\" y=\"17\">%s</text>\n", i+1, lx, lx+18, html.EscapeString(name))
 		lx += 40 + 8*len(name)

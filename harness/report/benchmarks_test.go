@@ -31,8 +31,35 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 
 	page := benchPage(r)
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
-	assert.Regexp(t, `broken \| fails \| 1 k/s .*failed`, page)
+	assert.Regexp(t, `broken \| fails \| 1 k/s .*EIO`, page)
 	assert.Contains(t, benchPage(nil), "Not measured yet")
+	for _, title := range []string{"## Variants", "## System calls", "## Scale"} {
+		assert.NotContains(t, page, title, "nothing of that was measured")
+	}
+}
+
+func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
+	r := &bench.Report{
+		Daemons: []string{"ours", "c", "no-poll"}, Rounds: 1, FloorUS: []float64{5},
+		Variants: map[string]string{"no-poll": "ours"}, Options: map[string]string{"no-poll": "--poll-us=0"},
+		Work: []bench.Workload{{Name: "getattr-1", What: "latency", Measure: bench.Latency, Unit: "ops", Depth: 1}},
+		Samples: []bench.Sample{
+			{Workload: "getattr-1", Daemon: "ours", Ops: 1, P50: 5, CPU: 8}, {Workload: "getattr-1", Daemon: "c", Ops: 1, P50: 10, CPU: 4},
+			{Workload: "getattr-1", Daemon: "no-poll", Ops: 1, P50: 4, CPU: 2},
+		},
+		Calls: []bench.Calls{
+			{Workload: "getattr-1", Daemon: "ours", Per: "op", Count: map[string]float64{"write": 1, "fstat": 2, "mmap": 0.001}},
+			{Workload: "getattr-1", Daemon: "c", Bad: "one queue"},
+		},
+		Points: []bench.Point{{What: "READDIRPLUS of n entries, per entry", Unit: "µs", N: 1000, Daemon: "c", Value: 3}},
+	}
+	page := benchPage(r)
+	assert.Contains(t, page, "2.00 × c", "a variant is no peer")
+	assert.Contains(t, page, "`no-poll` is `ours` with `--poll-us=0`")
+	assert.Contains(t, page, "| getattr-1 | 8.00 µs | 2.00 c | 1.00 | 2.00 µs | 0.50 c | 0.80 |")
+	assert.Contains(t, page, "| getattr-1 | op | 3.00: fstat 2.00, write 1.00 | one queue |  |")
+	assert.Contains(t, page, "| READDIRPLUS of n entries, per entry | 1000 | µs | - | 3.00 | - |")
+	assert.NotContains(t, benchChart(r), "no-poll")
 }
 
 func TestMedian(t *testing.T) {
