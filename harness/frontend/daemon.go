@@ -8,9 +8,9 @@ import (
 // Daemon is an implementation to run: how it is called and which options it understands.
 type Daemon struct {
 	Name    string   // for people: ours, c, rust, rust-1.14 …
-	Dialect string   // ours, c or rust
+	Dialect string   // ours, c, c5 (C's before QEMU 5.2) or rust
 	Exec    []string // program, with a loader before it if it needs one
-	Sandbox string   // none, chroot, namespace; "" = none, or chroot where the daemon has no none
+	Sandbox string   // none, chroot, namespace; "" = none, or what comes next to it where the daemon has no none
 }
 
 // Options are what the benchmark and the hostile cases want of a daemon.
@@ -29,8 +29,11 @@ func (d Daemon) Argv(o Options) ([]string, error) {
 	}
 	if o.Sandbox == "" {
 		o.Sandbox = "none"
-		if d.Dialect == "c" {
+		switch d.Dialect {
+		case "c":
 			o.Sandbox = "chroot"
+		case "c5":
+			o.Sandbox = "namespace"
 		}
 	}
 	if o.Cache == "" {
@@ -40,6 +43,11 @@ func (d Daemon) Argv(o Options) ([]string, error) {
 	switch d.Dialect {
 	case "c":
 		argv = append(argv, "--socket-path="+o.Socket, "-o", "source="+o.Share+",xattr,cache="+o.Cache+",sandbox="+o.Sandbox)
+	case "c5":
+		if o.Sandbox != "namespace" {
+			return nil, fmt.Errorf("daemon %s has no sandbox but namespace", d.Name)
+		}
+		argv = append(argv, "--socket-path="+o.Socket, "-o", "source="+o.Share+",xattr,cache="+o.Cache)
 	case "ours", "rust":
 		argv = append(argv, "--socket-path="+o.Socket, "--shared-dir="+o.Share, "--xattr", "--cache="+o.Cache, "--sandbox="+o.Sandbox)
 	default:

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -402,7 +403,7 @@ func guestCases() []Case {
 			}
 			return e.worst(all...)
 		}},
-		{Name: "open-special", Rule: "only files and directories are opened on the host; a FIFO must not block", Prepare: func(share string) error {
+		{Name: "open-special", Rule: "only files and directories are opened on the host (CVE-2020-35517); a FIFO must not block", Prepare: func(share string) error {
 			if err := unix.Mkfifo(filepath.Join(share, "fifo"), 0o666); err != nil {
 				return err
 			}
@@ -419,7 +420,7 @@ func guestCases() []Case {
 			defer unix.Close(fd)
 			return unix.Bind(fd, &unix.SockaddrUnix{Name: filepath.Join(share, "sock")})
 		}, Attack: func(e *Env) (Outcome, string) {
-			for _, n := range []string{"fifo", "zero", "sock", "leak"} {
+			for _, n := range []string{"zero", "fifo", "sock", "leak"} { // the FIFO may be the end
 				ent, err := e.FUSE.Lookup(1, n)
 				if err != nil {
 					return Failed, err.Error()
@@ -436,11 +437,19 @@ func guestCases() []Case {
 					if bytes.Contains(b, []byte(secret)) {
 						return Escaped, "OPEN followed a symbolic link out of the share"
 					}
+					if n == "zero" {
+						return BadReply, fmt.Sprintf("OPEN of a device node opens the host's device, and READ gives %d bytes of it", len(b))
+					}
 					return BadReply, "OPEN of a " + n + " succeeds"
 				}
 			}
 			return ErrorReply, ""
 		}},
+		{Name: "open-without-end", Rule: "a guest's open files leave the host some of fs.file-max (CVE-2020-10717)", Launch: fewFiles, Attack: openWithoutEnd},
+		{Name: "open-create-setgid", Rule: "inode(7): no set-group-ID bit of a group that the maker is not in, whatever groups the launcher has (CVE-2022-0358)",
+			Prepare: setgidDirectory, Launch: func(string) ([]string, error) {
+				return []string{"setpriv", fmt.Sprintf("--groups=%d", launcherGroup), "--"}, nil
+			}, Attack: createSetgid},
 		{Name: "symlink-as-directory", Rule: "links are resolved in the guest, never on the host", Prepare: func(share string) error {
 			if err := os.Symlink("..", filepath.Join(share, "up")); err != nil {
 				return err
@@ -538,6 +547,75 @@ func guestCases() []Case {
 		cases[i].Side = Guest
 	}
 	return cases
+}
+
+// fileMax is what fs.file-max seems to be in the case that opens files without end: more than daemons reserve for the host, and few enough
+// to open them all.
+const fileMax = 32768
+
+// fewFiles starts the daemon where fs.file-max is fileMax, and its own limit of open files the usual one. Both are the daemon's alone. Where root
+// may not raise a limit (CAP_SYS_RESOURCE), a hard limit below fileMax bounds every daemon, and the case shows no more than that.
+func fewFiles(dir string) ([]string, error) {
+	file := filepath.Join(dir, "file-max")
+	if err := os.WriteFile(file, fmt.Appendln(nil, fileMax), 0o444); err != nil {
+		return nil, err
+	}
+	return []string{"unshare", "--mount", "sh", "-ec", `ulimit -Sn 1024; mount --bind "$1" /proc/sys/fs/file-max; shift; exec "$@"`, "sh", file}, nil
+}
+
+// openWithoutEnd opens one file as often as the host can open files at all.
+func openWithoutEnd(e *Env) (Outcome, string) {
+	n, err := e.FUSE.Lookup(1, "file")
+	if err != nil {
+		return Failed, err.Error()
+	}
+	for i := range fileMax {
+		if out, detail := e.do(fe.Request{Op: fe.OpOpen, Node: n.Node, Args: body().U32(unix.O_RDONLY, 0), OutArgs: fe.OpenOutSize}); out != OK {
+			return out, strings.TrimSpace(fmt.Sprintf("%s after %d", detail, i))
+		}
+	}
+	return BadReply, fmt.Sprintf("%d files are open, as many as the host has (fs.file-max), and no OPEN was refused", fileMax)
+}
+
+// launcherGroup is a supplementary group of the launcher, and of nobody in the guest.
+const launcherGroup = 3003
+
+// setgidDirectory makes a directory whose files get the launcher's group.
+func setgidDirectory(share string) error {
+	dir := filepath.Join(share, "team")
+	return errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, 0, launcherGroup), unix.Chmod(dir, unix.S_ISGID|0o777))
+}
+
+// createSetgid makes files with the set-group-ID bit there, as a user of the guest who is in no group but his own.
+func createSetgid(e *Env) (Outcome, string) {
+	const mode = unix.S_IFREG | unix.S_ISGID | 0o777
+	dir, err := e.FUSE.Lookup(1, "team")
+	if err != nil {
+		return Failed, err.Error()
+	}
+	f := e.FUSE.As(1001, 1001)
+	refused := ""
+	for _, r := range []fe.Request{
+		{Op: fe.OpCreate, Node: dir.Node, Args: body().U32(unix.O_CREAT|unix.O_EXCL|unix.O_RDWR, mode, 0, 0).Name("CREATE"), OutArgs: fe.EntrySize + fe.OpenOutSize},
+		{Op: fe.OpMknod, Node: dir.Node, Args: body().U32(mode, 0, 0, 0).Name("MKNOD"), OutArgs: fe.EntrySize},
+	} {
+		reply, err := f.Do(r)
+		out, detail := e.say(r.Op, reply, err)
+		if out != OK && out != ErrorReply {
+			return out, detail
+		}
+		info, err := os.Lstat(filepath.Join(e.Share, "team", r.Op.String()))
+		switch {
+		case err != nil:
+			refused = detail
+		case info.Mode()&fs.ModeSetgid != 0:
+			return BadReply, fmt.Sprintf("%v by a user of the guest kept the set-group-ID bit, with a group of the launcher's", r.Op)
+		}
+	}
+	if refused != "" {
+		return ErrorReply, refused
+	}
+	return OK, ""
 }
 
 // padded fills a body up to 8 bytes, for extensions that follow.

@@ -59,6 +59,8 @@ type Case struct {
 	Config frontend.Config
 	// Prepare changes the host's side of the share before the daemon starts.
 	Prepare func(share string) error
+	// Launch makes the words before the daemon's command line: a program that executes it in other circumstances. dir is the case's own.
+	Launch func(dir string) ([]string, error)
 	// Attack does it. For a guest's case the device runs and the session is open; for a front-end's case only NoDevice decides.
 	Attack func(*Env) (Outcome, string)
 	// NoDevice: the case makes its own connections.
@@ -135,6 +137,13 @@ func RunCase(ctx context.Context, d frontend.Daemon, c Case, dir string) (res Re
 	argv, err := d.Argv(frontend.Options{Share: share, Socket: socket})
 	if err != nil {
 		return fail(err)
+	}
+	if c.Launch != nil {
+		launcher, err := c.Launch(dir)
+		if err != nil {
+			return fail(err)
+		}
+		argv = append(launcher, argv...)
 	}
 	proc, err := frontend.Spawn(ctx, argv, []string{"GOTRACEBACK=all"}, socket)
 	if err != nil {
@@ -398,7 +407,7 @@ func Run(ctx context.Context, daemons []frontend.Daemon, only *regexp.Regexp, pr
 					results[n] = Result{Case: c.Name, Daemon: d.Name, Outcome: Failed, Detail: err.Error()}
 					return
 				}
-				ctx, cancel := context.WithTimeout(ctx, time.Minute)
+				ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 				defer cancel()
 				results[n] = RunCase(ctx, d, c, own)
 				if results[n].Pass {

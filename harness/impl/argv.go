@@ -33,7 +33,7 @@ func (i *Impl) Argv(o Options) ([]string, error) {
 	argv := append(append([]string{}, i.Prefix...), i.Path)
 	var args []string
 	var err error
-	if i.Dialect == DialectC {
+	if i.Dialect == DialectC || i.Dialect == DialectC5 {
 		args, err = i.c(o)
 	} else {
 		args, err = i.rust(o)
@@ -96,6 +96,12 @@ func (i *Impl) c(o Options) ([]string, error) {
 	switch o.Sandbox {
 	case "":
 	case "namespace", "chroot":
+		if i.Dialect == DialectC5 { // it has no word for its only sandbox
+			if o.Sandbox == "chroot" {
+				return nil, i.no("sandbox chroot")
+			}
+			break
+		}
 		words += ",sandbox=" + o.Sandbox
 	default:
 		return nil, i.no("sandbox " + o.Sandbox)

@@ -19,7 +19,7 @@ import (
 // Impl is one daemon program.
 type Impl struct {
 	Name    string   // ours, c, rust, rust-next, or a name given with a path
-	Dialect string   // ours, c or rust
+	Dialect string   // ours, c, c5 or rust
 	Path    string   // the program
 	Prefix  []string // goes before Path: another libc's loader
 	Version string   // as the program says
@@ -31,6 +31,7 @@ type Impl struct {
 const (
 	DialectOurs = "ours"
 	DialectC    = "c"
+	DialectC5   = "c5" // C's before QEMU 5.2
 	DialectRust = "rust"
 )
 
@@ -114,10 +115,13 @@ func (i *Impl) identify(ctx context.Context) *Impl {
 }
 
 // dialectOf tells a dialect by what --version prints: "virtiofsd version 7.2.22 (Debian …)" is QEMU's, "virtiofsd 1.13.2" Rust's,
-// and ours names its language.
+// and ours names its language. Before 6.0 QEMU's told its FUSE version only: 7.31 before 5.2.
 func dialectOf(version string) string {
+	const old = "using FUSE kernel interface version "
 	switch {
-	case strings.HasPrefix(version, "virtiofsd version "):
+	case version == old+"7.31":
+		return DialectC5
+	case strings.HasPrefix(version, "virtiofsd version "), strings.HasPrefix(version, old):
 		return DialectC
 	case strings.HasPrefix(version, "virtiofsd ") && strings.Contains(version, "go1."):
 		return DialectOurs

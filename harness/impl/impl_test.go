@@ -20,6 +20,11 @@ func TestArgv(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"/c", "--socket-path=/run/s", "-o", "source=/srv,sandbox=namespace,cache=none,xattr", "--thread-pool-size=4"}, argv)
 
+	c5 := &Impl{Name: "old", Dialect: DialectC5, Path: "/c"}
+	argv, err = c5.Argv(o)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"/c", "--socket-path=/run/s", "-o", "source=/srv,cache=none,xattr", "--thread-pool-size=4"}, argv, "it has no other sandbox")
+
 	rust := &Impl{Name: "rust", Dialect: DialectRust, Path: "/r", Prefix: []string{"/ld.so", "--library-path", "/lib"}}
 	o.UIDMap = []string{":0:100000:65536:"}
 	argv, err = rust.Argv(o)
@@ -51,6 +56,8 @@ func TestWhatCannotBeSaid(t *testing.T) {
 
 func TestDialects(t *testing.T) {
 	assert.Equal(t, DialectC, dialectOf("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"))
+	assert.Equal(t, DialectC, dialectOf("using FUSE kernel interface version 7.32"), "QEMU 5.2")
+	assert.Equal(t, DialectC5, dialectOf("using FUSE kernel interface version 7.31"), "QEMU 5.0 and 5.1")
 	assert.Equal(t, DialectRust, dialectOf("virtiofsd 1.13.2"))
 	assert.Equal(t, DialectOurs, dialectOf("virtiofsd 1.0 (go1.26)"))
 	assert.Empty(t, dialectOf("busybox"))
