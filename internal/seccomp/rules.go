@@ -52,7 +52,7 @@ func Rules(c Config) []Rule {
 		{Reason: "limit of open files: ours, not another process's", Calls: []string{"prlimit64"}, Arg: 0, Values: append([]uint64{0}, self...)},
 
 		{Reason: "front-end: its socket, descriptors in its messages, the log's socket", Calls: []string{"read", "write", "recvmsg", "sendmsg", "recvfrom", "sendto", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "close", "ppoll", "poll"}},
-		{Reason: "descriptors: duplicate, and look at", Calls: []string{"dup", "dup3", "fstat", "newfstatat", "fstatfs"}},
+		{Reason: "descriptors: duplicate, and look at", Calls: []string{"dup", "dup3", "fstat", "newfstatat", "fstatat", "fstatfs"}}, // one call: fstatat is its name on arm64
 		{
 			Reason: "descriptors: duplicate, close-on-exec, flags, record locks; but no signal to a process on input (F_SETOWN), no lease, no pipe size", Calls: []string{"fcntl"}, Arg: 1,
 			Values: []uint64{unix.F_DUPFD, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_GETLK, unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_GETLK, unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_GET_SEALS},
