@@ -420,6 +420,9 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, bound, fmt.Errorf("no result within %v", bound))
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	go missDaemon(ctx, c.daemon.Done(), withoutDaemon, giveUp)
 	var facts json.RawMessage
 	err = c.vm.Call(ctx, s.Probe, args, &facts)
 	more := stop()
@@ -436,6 +439,23 @@ func (c *cell) guestStep(ctx context.Context, s scenario.Step) (any, error) {
 		return all, nil
 	}
 	return facts, err
+}
+
+// withoutDaemon is how long a call of a guest whose daemon has ended may still take: most wait for an answer that will not come.
+const withoutDaemon = 10 * time.Second
+
+// missDaemon gives a guest's call up when the daemon has ended for as long as patience.
+func missDaemon(ctx context.Context, ended <-chan struct{}, patience time.Duration, giveUp context.CancelCauseFunc) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-ended:
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(patience):
+		giveUp(fmt.Errorf("the daemon has ended, and the guest waited for it for %v", patience))
+	}
 }
 
 // errGone is what a probe of the daemon's process finds when there is none.

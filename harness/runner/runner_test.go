@@ -258,6 +258,22 @@ func TestNothingToRun(t *testing.T) {
 }
 
 // TestTheLauncher is what goes before the daemon's command line.
+// A guest whose daemon has ended may wait for ever; what it does quickly all the same counts.
+func TestCallsOfAGuestWithoutDaemonAreGivenUp(t *testing.T) {
+	ended := make(chan struct{})
+	ctx, giveUp := context.WithCancelCause(t.Context())
+	go missDaemon(ctx, ended, 20*time.Millisecond, giveUp)
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, ctx.Err(), "the daemon lives")
+	close(ended)
+	<-ctx.Done()
+	assert.ErrorContains(t, context.Cause(ctx), "the daemon has ended")
+
+	done, finish := context.WithCancelCause(t.Context())
+	finish(nil)
+	missDaemon(done, ended, time.Hour, func(error) { t.Error("the call was over") })
+}
+
 func TestTheLauncher(t *testing.T) {
 	c := &cell{run: &run{}, job: job{s: &scenario.Scenario{Launch: scenario.Launch{
 		UID: 1000, GID: 100, Groups: []int{4, 5}, Capabilities: []string{"CAP_SETUID", "CHOWN"}, Wrap: []string{"bwrap", "--bind", "{share}"},
