@@ -23,8 +23,9 @@ type BootConfig struct {
 	Scenario *scenario.Scenario
 	Impl     *impl.Impl
 	Image    vmimages.Image
-	Accel    string // auto, tcg, kvm
-	QEMU     string // QEMU's program; "" = its default
+	Accel    string   // auto, tcg, kvm
+	QEMU     string   // QEMU's program; "" = its default
+	Append   []string // more words for the kernel's command line
 	Log      *slog.Logger
 	Session  qemu.Session // of Boot
 }
@@ -49,9 +50,6 @@ func Boot(ctx context.Context, b BootConfig) (status int, err error) {
 
 // Guest is a guest with a share at /mnt, and the daemon that serves it.
 type Guest struct {
-	// Accel is the accelerator in use, and AccelWhy why it is not KVM, as in [qemu.VM].
-	Accel, AccelWhy string
-
 	c                   *cell
 	vm                  *qemu.VM
 	ctx, served         context.Context
@@ -90,14 +88,13 @@ func Up(ctx context.Context, b BootConfig) (_ *Guest, err error) {
 	}
 	size := b.Scenario.Guest
 	g.vm, err = qemu.Start(g.ctx, qemu.Config{
-		Binary: b.QEMU, Accel: b.Accel, Kernel: b.Image.Kernel, Initrd: b.Image.Initrd, MemMiB: size.MemMiB, CPUs: size.CPUs,
+		Binary: b.QEMU, Accel: b.Accel, Kernel: b.Image.Kernel, Initrd: b.Image.Initrd, Append: b.Append, MemMiB: size.MemMiB, CPUs: size.CPUs,
 		Shares: []qemu.Share{{Socket: c.socket, Tag: shareTag, RequestQueues: size.RequestQueues, QueueSize: size.QueueSize, NoMount: true}},
 		Dir:    c.dir, NoTranscript: true, HelloTimeout: helloIn, Logger: b.Log,
 	})
 	if err != nil {
 		return nil, c.told(err)
 	}
-	g.Accel, g.AccelWhy = g.vm.Accel, g.vm.AccelWhy
 	served, unserved := context.WithCancelCause(g.ctx) // a guest whose daemon is gone waits for it without end
 	g.served, g.cancelServe = served, func() { unserved(nil) }
 	go func() {

@@ -12,6 +12,7 @@
 //     answered by the guest.
 //   - Time is read in the guest, from the program's start to its end; fio tells its own. Processor time is that of the daemon's whole process
 //     tree meanwhile, read on the host.
+//   - The guest's clock is not believed: where it and the host's differ, there is no sample. An emulated guest reads a device for its time.
 //   - Two daemons are compared as in package bench: by the median of the ratios of each round, with the p of the U-test.
 //
 // Without KVM the guest's processors are emulated, and a request costs more there than in any daemon: ratios then are nearer to 1 than they

@@ -75,6 +75,7 @@ const gitAt = programsAt + "/git/ld-linux-x86-64.so.2 --library-path " + program
 func fioArgs(d time.Duration) []string {
 	return []string{
 		"--output-format=json", "--eta=never", "--thread", "--ioengine=psync", "--direct=0", "--invalidate=1",
+		"--clocksource=clock_gettime", // not the processor's counter, see clock
 		"--filename=data", fmt.Sprintf("--size=%dm", dataMiB), "--loops=1000000", fmt.Sprintf("--runtime=%dms", d.Milliseconds()),
 	}
 }

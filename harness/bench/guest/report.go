@@ -25,7 +25,7 @@ func (r *Report) Method() string {
 		}
 	}
 	with = append(with, "the rest is busybox")
-	text := fmt.Sprintf("Guest: Linux %s, %s. %d rounds. Host: %s, %s processors, Linux %s, load %s. ", r.Kernel, strings.Join(with, ", "), r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+	text := fmt.Sprintf("Guest: Linux %s, %s. Rounds: %d. Host: %s, %s processors, Linux %s, load %s. ", r.Kernel, strings.Join(with, ", "), r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
 	if r.Accel == "kvm" {
 		return text + "Accelerated by KVM."
 	}
@@ -88,9 +88,9 @@ func (p Program) words(seconds float64, f *FIO, cpu float64) []string {
 	case "s":
 		return []string{fmt.Sprintf("%.2f s", seconds), fmt.Sprintf("%.0f ms", cpu*1e3)}
 	case "bytes":
-		return []string{fmt.Sprintf("%.0f MB/s, p50 %.0f µs, p99 %.0f µs", f.Bytes/1e6, f.P50, f.P99), fmt.Sprintf("%.0f µs/op", cpu*1e6)}
+		return []string{fmt.Sprintf("%.4g MB/s, p50 %.0f µs, p99 %.0f µs", f.Bytes/1e6, f.P50, f.P99), fmt.Sprintf("%.0f µs/op", cpu*1e6)}
 	}
-	return []string{fmt.Sprintf("%.1f k/s, p50 %.0f µs, p99 %.0f µs", f.IOPS/1e3, f.P50, f.P99), fmt.Sprintf("%.1f µs/op", cpu*1e6)}
+	return []string{fmt.Sprintf("%.4g k/s, p50 %.0f µs, p99 %.0f µs", f.IOPS/1e3, f.P50, f.P99), fmt.Sprintf("%.1f µs/op", cpu*1e6)}
 }
 
 // text is a sample as a line of progress.
