@@ -18,7 +18,7 @@ import (
 // benchGuestFlags are the command line of bench guest.
 type benchGuestFlags struct {
 	guest.Options
-	impls                    []string
+	impls, variants          []string
 	only, kernel, qemu, json string
 }
 
@@ -31,7 +31,7 @@ guest, and what processor time the daemon takes for them. Figures are medians of
 once, with their libraries (50 MB). Root is needed.
 
 Without KVM the emulated processor is most of what is measured: the report says which it was. Give the machine nothing else to do meanwhile.`,
-		Example: `  vfsmatrix bench guest --impl ours,c,rust
+		Example: `  vfsmatrix bench guest --impl ours,c,rust --variant no-poll=ours:--poll-us=0
   vfsmatrix bench guest --only '^(tar|git)' --rounds 7 --json guest.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
@@ -47,6 +47,7 @@ Without KVM the emulated processor is most of what is measured: the report says 
 		},
 	}
 	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
+	cmd.Flags().StringArrayVar(&f.variants, "variant", nil, variantHelp)
 	cmd.Flags().StringVar(&f.only, "only", "", "a regular expression: programs whose name it fits")
 	cmd.Flags().IntVar(&f.Rounds, "rounds", 3, "rounds: from seven on an interval of 95 % can be told")
 	cmd.Flags().DurationVar(&f.Time, "time", 5*time.Second, "of each run of fio")
@@ -89,6 +90,9 @@ func (a *app) measureGuest(ctx context.Context, f *benchGuestFlags) (*guest.Repo
 	if f.Impls, err = a.present(ctx, root, f.impls); err != nil {
 		return nil, err
 	}
+	if err := f.addVariants(); err != nil {
+		return nil, err
+	}
 	if f.Cache, err = imageDirs(root); err != nil {
 		return nil, err
 	}
@@ -98,4 +102,24 @@ func (a *app) measureGuest(ctx context.Context, f *benchGuestFlags) (*guest.Repo
 	}
 	f.Image, f.Log = images[f.kernel], a.log()
 	return guest.Run(ctx, f.Options)
+}
+
+// addVariants adds the daemons of --variant.
+func (f *benchGuestFlags) addVariants() error {
+	var names []string
+	for _, i := range f.Impls {
+		names = append(names, i.Name)
+	}
+	all, err := variants(f.variants, names)
+	if err != nil {
+		return err
+	}
+	f.Variants, f.Extra = map[string]string{}, map[string][]string{}
+	for _, v := range all {
+		i := *f.Impls[v.of]
+		i.Name = v.name
+		f.Impls = append(f.Impls, &i)
+		f.Variants[v.name], f.Extra[v.name] = names[v.of], v.extra
+	}
+	return nil
 }

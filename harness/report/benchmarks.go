@@ -86,7 +86,7 @@ func benchPage(r *bench.Report, g *guest.Report) string {
 	}
 	if g != nil {
 		fmt.Fprintf(&w, "## In a guest\n\nWhat programs in a virtual machine see: for each of the rounds a fresh process of the daemon, a fresh guest, a fresh copy of the share, and the guest's caches dropped before each program. "+
-			"Medians; `cpu` is the processor time of the daemon's processes, of fio for one operation. %s\n\n", cellText(g.Method()))
+			"Medians; `cpu` is the processor time of the daemon's processes, of fio for one operation. %s%s\n\n", g.Others(), cellText(g.Method()))
 		benchTable(&w, g.Table())
 		w.WriteString("The programs: " + strings.Join(g.Whats(), "; ") + ".\n")
 	}

@@ -27,14 +27,16 @@ import (
 // Options say what to measure. Zero values are the defaults of a full run.
 type Options struct {
 	Impls    []*impl.Impl
-	Only     *regexp.Regexp // programs by name; nil = all
-	Rounds   int            // 0 = 3
-	Time     time.Duration  // of each run of fio; 0 = 5 s
-	Image    vmimages.Image // of the guest
-	Cache    vmimages.Dirs  // where fio and git are, or are fetched to
-	Accel    string         // auto, kvm, tcg
-	QEMU     string         // QEMU's program; "" = its default
-	Dir      string         // where the share is made; "" = the directory for temporary files
+	Variants map[string]string   // an implementation that is another one with Extra options: what it is a variant of
+	Extra    map[string][]string // further options of a daemon, by name
+	Only     *regexp.Regexp      // programs by name; nil = all
+	Rounds   int                 // 0 = 3
+	Time     time.Duration       // of each run of fio; 0 = 5 s
+	Image    vmimages.Image      // of the guest
+	Cache    vmimages.Dirs       // where fio and git are, or are fetched to
+	Accel    string              // auto, kvm, tcg
+	QEMU     string              // QEMU's program; "" = its default
+	Dir      string              // where the share is made; "" = the directory for temporary files
 	Log      *slog.Logger
 	Progress func(string) // a line for each program; may be nil
 }
@@ -60,6 +62,8 @@ type Report struct {
 	Versions map[string]string `json:"versions"`         // of daemons and of fetched programs
 	Rounds   int               `json:"rounds"`
 	Daemons  []string          `json:"daemons"`
+	Variants map[string]string `json:"variants,omitempty"` // as in Options
+	Options  map[string]string `json:"options,omitempty"`  // of variants
 	Programs []Program         `json:"programs"`
 	Samples  []Sample          `json:"samples"`
 }
@@ -85,6 +89,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	r := &Report{
 		Started: time.Now().UTC().Format(time.RFC3339), Kernel: o.Image.Version, Rounds: o.Rounds, Versions: map[string]string{}, Programs: Chosen(o.Only),
+		Variants: o.Variants, Options: map[string]string{},
 	}
 	if len(r.Programs) == 0 {
 		return nil, fmt.Errorf("no program fits %s", o.Only)
@@ -111,6 +116,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	for _, i := range o.Impls {
 		r.Daemons = append(r.Daemons, i.Name)
 		r.Versions[i.Name] = i.Version
+		if o.Variants[i.Name] != "" {
+			r.Options[i.Name] = strings.Join(o.Extra[i.Name], " ")
+		}
 	}
 	var err error
 	if b.dir, err = os.MkdirTemp(o.Dir, "vfsbench"); err != nil {
@@ -184,9 +192,11 @@ func (b *bed) up(ctx context.Context, i *impl.Impl) (*runner.Guest, error) {
 	if err := run(ctx, nil, "", "cp", "-a", b.template, share); err != nil {
 		return nil, fmt.Errorf("copy the share: %w", err)
 	}
+	s := &scenario.Scenario{
+		ID: "bench", Options: scenario.Options{Sandbox: "namespace", Extra: b.Extra[i.Name]}, Guest: scenario.Guest{MemMiB: guestMiB},
+	}
 	g, err := runner.Up(ctx, runner.BootConfig{
-		Share: share, Impl: i, Image: b.Image, Accel: b.Accel, QEMU: b.QEMU, Log: b.Log, Append: clock(b.Accel),
-		Scenario: &scenario.Scenario{ID: "bench", Options: scenario.Options{Sandbox: "namespace"}, Guest: scenario.Guest{MemMiB: guestMiB}},
+		Share: share, Scenario: s, Impl: i, Image: b.Image, Accel: b.Accel, QEMU: b.QEMU, Log: b.Log, Append: clock(b.Accel),
 	})
 	if err != nil {
 		return nil, err

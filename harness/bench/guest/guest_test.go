@@ -83,7 +83,7 @@ func TestTable(t *testing.T) {
 	rows := synthetic().Table()
 	require.Len(t, rows, 5)
 	assert.Equal(t, []string{"program", "a", "a cpu", "b", "b cpu", "a : best other", "cpu : its cpu"}, rows[0])
-	assert.Equal(t, []string{"fio-randread-4k", "20.3 k/s, p50 50 µs, p99 90 µs", "10.0 µs/op", "10.15 k/s, p50 50 µs, p99 90 µs", "20.0 µs/op", "2.00 × b (p=0.029)", "0.50"}, rows[1])
+	assert.Equal(t, []string{"fio-randread-4k", "20.3 k/s, p50 50 µs, p99 90 µs", "10.0 µs/op", "10.2 k/s, p50 50 µs, p99 90 µs", "20.0 µs/op", "2.00 × b (p=0.029)", "0.50"}, rows[1])
 	assert.Equal(t, "1015 MB/s, p50 50 µs, p99 90 µs", rows[2][1])
 	assert.Equal(t, []string{"tar-x", "1.02 s", "200 ms", "2.03 s", "100 ms", "2.00 × b (p=0.029)", "2.00"}, rows[3], "half the time is twice as good")
 	assert.Equal(t, []string{"git-status", "1.00 s", "1000 ms", "status 1: no work tree", "", "-", "-"}, rows[4])
@@ -95,6 +95,9 @@ func TestTable(t *testing.T) {
 	assert.NotContains(t, out.String(), "NaN")
 	r.Accel, r.NoKVM = "tcg", "no /dev/kvm"
 	assert.Contains(t, r.Method(), "as KVM does not work: no /dev/kvm): the emulated processor is most of what is measured")
+	r.Variants, r.Options = map[string]string{"b": "a"}, map[string]string{"b": "--poll-us=0"}
+	assert.Equal(t, "-", r.Table()[1][5], "a variant is no peer")
+	assert.Contains(t, r.Others(), "`b` is `a` with `--poll-us=0`")
 	r.Daemons = r.Daemons[:1]
 	assert.Len(t, r.Table()[0], 3, "nobody to compare with")
 }

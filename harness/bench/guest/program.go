@@ -180,7 +180,7 @@ func archive(file, dir string) error {
 
 // measures are the samples in the words of package bench, which compares them.
 func (r *Report) measures() *bench.Report {
-	m := &bench.Report{Rounds: r.Rounds, Daemons: r.Daemons}
+	m := &bench.Report{Rounds: r.Rounds, Daemons: r.Daemons, Variants: r.Variants}
 	for _, p := range r.Programs {
 		m.Work = append(m.Work, p.workload())
 	}

@@ -88,9 +88,20 @@ func (p Program) words(seconds float64, f *FIO, cpu float64) []string {
 	case "s":
 		return []string{fmt.Sprintf("%.2f s", seconds), fmt.Sprintf("%.0f ms", cpu*1e3)}
 	case "bytes":
-		return []string{fmt.Sprintf("%.4g MB/s, p50 %.0f µs, p99 %.0f µs", f.Bytes/1e6, f.P50, f.P99), fmt.Sprintf("%.0f µs/op", cpu*1e6)}
+		return []string{fmt.Sprintf("%s MB/s, p50 %.0f µs, p99 %.0f µs", digits(f.Bytes/1e6), f.P50, f.P99), fmt.Sprintf("%.0f µs/op", cpu*1e6)}
 	}
-	return []string{fmt.Sprintf("%.4g k/s, p50 %.0f µs, p99 %.0f µs", f.IOPS/1e3, f.P50, f.P99), fmt.Sprintf("%.1f µs/op", cpu*1e6)}
+	return []string{fmt.Sprintf("%s k/s, p50 %.0f µs, p99 %.0f µs", digits(f.IOPS/1e3), f.P50, f.P99), fmt.Sprintf("%.1f µs/op", cpu*1e6)}
+}
+
+// digits writes a figure with three that count.
+func digits(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
 }
 
 // text is a sample as a line of progress.
@@ -104,6 +115,17 @@ func (s Sample) text(p Program) string {
 	}
 	w := p.words(s.Seconds, s.FIO, cpu)
 	return fmt.Sprintf("%s: %s, cpu %s", p.Name, w[0], w[1])
+}
+
+// Others tells what the variants are; "" of none.
+func (r *Report) Others() string {
+	var all []string
+	for _, d := range r.Daemons {
+		if r.Variants[d] != "" {
+			all = append(all, fmt.Sprintf("`%s` is `%s` with `%s`, and nobody's peer. ", d, r.Variants[d], r.Options[d]))
+		}
+	}
+	return strings.Join(all, "")
 }
 
 // Whats are the programs and what they do.
