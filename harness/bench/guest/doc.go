@@ -16,5 +16,6 @@
 //   - Two daemons are compared as in package bench: by the median of the ratios of each round, with the p of the U-test.
 //
 // Without KVM the guest's processors are emulated, and a request costs more there than in any daemon: ratios then are nearer to 1 than they
-// would be, and the processor time of the daemons tells more. A report says which it was.
+// would be. Requests are far apart, too, so that what a daemon does while it waits for the next one weighs more in its processor time. A report
+// says which it was.
 package guest

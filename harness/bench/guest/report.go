@@ -29,7 +29,7 @@ func (r *Report) Method() string {
 	if r.Accel == "kvm" {
 		return text + "Accelerated by KVM."
 	}
-	return text + "Emulated (TCG" + r.because() + "): the emulated processor is most of what is measured, and hides what daemons differ in; their own processor time it does not touch."
+	return text + "Emulated (TCG" + r.because() + "): the emulated processor is most of what is measured, and hides what daemons differ in. Requests are far apart, so what a daemon does while it waits weighs more in its processor time."
 }
 
 func (r *Report) because() string {
