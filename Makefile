@@ -3,7 +3,7 @@
 GO        ?= go
 MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
-BENCH     ?= # more flags for `vfsmatrix bench`, e.g. BENCH='--compare old.json'
+BENCH     ?= # more flags for `vfsmatrix bench`, e.g. BENCH='--compare old.json'; of bench-guest too
 PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
 FAULTS    ?= # faults of `make selftest`, e.g. FAULTS='keeps-* hangs'; none is all
 DESTDIR   ?=
@@ -14,7 +14,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb images matrix matrix-full selftest hostile bench test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences prove-fuzzing fuzz-smoke fuzz run-fuzz fuzz-coverage clean
+.PHONY: help setup build install deb images matrix matrix-full selftest hostile bench bench-guest test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences prove-fuzzing fuzz-smoke fuzz run-fuzz fuzz-coverage clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ prove-fuzzing: build ## plant mistakes in decoders and rings, one by one, and se
 bench: setup build ## measure the daemons in turns and print their ratios
 	bin/vfsmatrix bench --impl ours,c,rust --variant no-poll=ours:--poll-us=0 $(BENCH)
 
+bench-guest: images ## the same by what fio, git, tar and their like take in a guest (a quarter of an hour)
+	bin/vfsmatrix bench guest --impl ours,c,rust $(BENCH)
+
 # Corpora that grow are kept where go keeps them, and used by the next run; inputs that fail are written to testdata/fuzz of their package.
 FUZZPKGS  ?= $(patsubst %/,%,$(dir $(shell grep -rl --include='*_test.go' '^func Fuzz' internal harness)))
 FUZZCACHE ?= $(shell $(GO) env GOCACHE)/fuzz/virtiofsd
@@ -105,8 +108,9 @@ fuzz-coverage: ## how much of the decoders, the rings and the protocol the corpo
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
 
-test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, a million files and operations (hours)
+test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, a benchmark in a guest, a million files and operations (hours)
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InQEMU ./harness/qemu
+	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InGuest ./harness/bench/guest
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -timeout 6h ./internal/passthrough ./harness/workload
 
 unit: build

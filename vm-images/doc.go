@@ -1,5 +1,5 @@
 // Package vmimages makes what test guests boot from: a Debian kernel and an initramfs around the static agent (cmd/vfsguest).
-// It also fetches daemons of other projects that run outside guests.
+// It also fetches daemons of other projects that run outside guests, and programs that benchmarks run in them.
 //
 // kernels.toml says which packages, of which Debian suite. They are found and fetched by apt itself, with an apt configuration of
 // our own: its lists and cache lie in our cache directory, its only source is the Debian mirror that the machine's apt uses

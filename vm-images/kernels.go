@@ -11,7 +11,7 @@ import (
 //go:embed kernels.toml
 var kernelsTOML []byte
 
-// Source says where a kernel, tool, peer or QEMU comes from.
+// Source says where a kernel, tool, program, peer or QEMU comes from.
 type Source struct {
 	Name    string   `toml:"name"`
 	Suite   string   `toml:"suite"`
@@ -26,8 +26,10 @@ type Table struct {
 	Modules []string `toml:"modules"`
 	Kernels []Source `toml:"kernel"`
 	Tools   []Source `toml:"tool"`
-	Peers   []Source `toml:"peer"`
-	QEMUs   []Source `toml:"qemu"`
+	// Programs are for benchmarks in guests: fetched when one asks for them, and in no image.
+	Programs []Source `toml:"program"`
+	Peers    []Source `toml:"peer"`
+	QEMUs    []Source `toml:"qemu"`
 }
 
 // Known returns the built-in table.
@@ -38,7 +40,7 @@ func parse(b []byte) (Table, error) {
 	if err := claim.Strict(b, &t); err != nil {
 		return t, fmt.Errorf("kernels.toml: %w", err)
 	}
-	for _, list := range [][]Source{t.Kernels, t.Tools, t.Peers, t.QEMUs} {
+	for _, list := range [][]Source{t.Kernels, t.Tools, t.Programs, t.Peers, t.QEMUs} {
 		seen := map[string]bool{}
 		for _, s := range list {
 			if s.Name == "" || s.Suite == "" || s.Package == "" || seen[s.Name] {

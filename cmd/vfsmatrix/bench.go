@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ type benchFlags struct {
 	syscalls        bool
 	scale           int
 }
+
+const variantHelp = "NAME=IMPL:OPTIONS: measure IMPL with further options too; may be repeated"
 
 func (a *app) bench() *cobra.Command {
 	f := benchFlags{}
@@ -56,7 +59,7 @@ sides.`,
 		},
 	}
 	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
-	cmd.Flags().StringArrayVar(&f.variants, "variant", nil, "NAME=IMPL:OPTIONS: measure IMPL with further options too; may be repeated")
+	cmd.Flags().StringArrayVar(&f.variants, "variant", nil, variantHelp)
 	cmd.Flags().StringVar(&f.only, "only", "", "a regular expression: workloads whose name it fits, and state (of the process)")
 	cmd.Flags().IntVar(&f.Rounds, "rounds", 7, "rounds: from seven on an interval of 95 % can be told")
 	cmd.Flags().DurationVar(&f.Time, "time", time.Second, "of each workload in each round")
@@ -68,6 +71,7 @@ sides.`,
 	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
 	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
+	cmd.AddCommand(a.benchGuest())
 	return cmd
 }
 
@@ -118,32 +122,51 @@ func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error)
 	return r, nil
 }
 
-// addVariants adds the daemons of --variant.
-func (f *benchFlags) addVariants() error {
-	f.Variants, f.Extra = map[string]string{}, map[string][]string{}
-	for _, v := range f.variants {
+// variant is a daemon of --variant.
+type variant struct {
+	name  string
+	of    int // the number of the implementation
+	extra []string
+}
+
+// variants reads --variant, where the implementations have these names.
+func variants(said, names []string) (all []variant, err error) {
+	taken := slices.Clone(names)
+	for _, v := range said {
 		name, rest, _ := strings.Cut(v, "=")
 		of, options, ok := strings.Cut(rest, ":")
 		if !ok || name == "" || strings.ContainsRune(name, '/') || options == "" {
-			return usagef("--variant %q is not NAME=IMPL:OPTIONS", v)
+			return nil, usagef("--variant %q is not NAME=IMPL:OPTIONS", v)
 		}
-		at, taken := -1, false
-		for i, d := range f.Daemons {
-			taken = taken || d.Name == name
-			if d.Name == of && f.Variants[of] == "" {
-				at = i
-			}
-		}
+		at := slices.Index(names, of)
 		switch {
-		case taken:
-			return usagef("--variant %q: there is a daemon %s already", v, name)
+		case slices.Contains(taken, name):
+			return nil, usagef("--variant %q: there is a daemon %s already", v, name)
 		case at < 0:
-			return usagef("--variant %q: %s is not among those of --impl", v, of)
+			return nil, usagef("--variant %q: %s is not among those of --impl", v, of)
 		}
-		d := f.Daemons[at]
-		d.Name = name
+		taken = append(taken, name)
+		all = append(all, variant{name, at, strings.Fields(options)})
+	}
+	return all, nil
+}
+
+// addVariants adds the daemons of --variant.
+func (f *benchFlags) addVariants() error {
+	var names []string
+	for _, d := range f.Daemons {
+		names = append(names, d.Name)
+	}
+	all, err := variants(f.variants, names)
+	if err != nil {
+		return err
+	}
+	f.Variants, f.Extra = map[string]string{}, map[string][]string{}
+	for _, v := range all {
+		d := f.Daemons[v.of]
+		d.Name = v.name
 		f.Daemons = append(f.Daemons, d)
-		f.Variants[name], f.Extra[name] = of, strings.Fields(options)
+		f.Variants[v.name], f.Extra[v.name] = names[v.of], v.extra
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"virtiofsd/harness/bench"
 	"virtiofsd/harness/frontend"
+	"virtiofsd/harness/impl"
 )
 
 func TestBenchComparesFiles(t *testing.T) {
@@ -49,4 +50,18 @@ func TestVariants(t *testing.T) {
 		f.Daemons = []frontend.Daemon{ours}
 		assert.ErrorAs(t, f.addVariants(), &usageError{}, bad)
 	}
+}
+
+func TestBenchGuestRefuses(t *testing.T) {
+	for _, args := range [][]string{{"--rounds=0"}, {"--time=0s"}, {"--only=("}, {"--only=^no-such$"}, {"untar"}} {
+		assert.Equal(t, exitUsage, run(t.Context(), append([]string{"bench", "guest"}, args...)), "%v", args)
+	}
+	f := benchGuestFlags{variants: []string{"no-poll=ours:--poll-us=0"}}
+	f.Impls = []*impl.Impl{{Name: "ours", Path: "virtiofsd"}}
+	require.NoError(t, f.addVariants())
+	require.Len(t, f.Impls, 2)
+	assert.Equal(t, impl.Impl{Name: "no-poll", Path: "virtiofsd"}, *f.Impls[1])
+	assert.Equal(t, "ours", f.Impls[0].Name)
+	assert.Equal(t, []string{"--poll-us=0"}, f.Extra["no-poll"])
+	assert.Equal(t, "ours", f.Variants["no-poll"])
 }

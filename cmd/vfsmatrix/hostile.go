@@ -72,22 +72,17 @@ func tellHostile(out io.Writer, results []hostile.Result, first string) error {
 
 var implHelp = "implementations: " + strings.Join(impl.Names(), ", ") + ", or NAME=PATH"
 
-// daemons finds the implementations that a command without virtual machines works with. The first has to be there; others that are not
-// are told of and left out.
-func (a *app) daemons(ctx context.Context, names []string) ([]frontend.Daemon, error) {
-	root, err := a.tree()
-	if err != nil {
-		return nil, err
-	}
+// present finds the implementations that a command works with. The first has to be there; others that are not are told of and left out.
+func (a *app) present(ctx context.Context, root string, names []string) ([]*impl.Impl, error) {
 	impls, err := findImpls(ctx, root, names, a)
 	if err != nil {
 		return nil, err
 	}
-	var all []frontend.Daemon
+	var all []*impl.Impl
 	for n, i := range impls {
 		switch {
 		case i.Missing == "":
-			all = append(all, frontend.Daemon{Name: i.Name, Dialect: i.Dialect, Exec: append(append([]string{}, i.Prefix...), i.Path)})
+			all = append(all, i)
 		case n == 0:
 			return nil, fmt.Errorf("implementation %s must be there: %s", i.Name, i.Missing)
 		default:
@@ -96,6 +91,23 @@ func (a *app) daemons(ctx context.Context, names []string) ([]frontend.Daemon, e
 	}
 	if len(all) == 0 {
 		return nil, usagef("--impl names no implementation")
+	}
+	return all, nil
+}
+
+// daemons are those implementations, as commands without virtual machines start them.
+func (a *app) daemons(ctx context.Context, names []string) ([]frontend.Daemon, error) {
+	root, err := a.tree()
+	if err != nil {
+		return nil, err
+	}
+	impls, err := a.present(ctx, root, names)
+	if err != nil {
+		return nil, err
+	}
+	var all []frontend.Daemon
+	for _, i := range impls {
+		all = append(all, frontend.Daemon{Name: i.Name, Dialect: i.Dialect, Exec: append(append([]string{}, i.Prefix...), i.Path)})
 	}
 	return all, nil
 }

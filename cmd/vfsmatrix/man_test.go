@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ func TestManUpToDate(t *testing.T) {
 		require.NoError(t, doc.GenMan(c, &doc.GenManHeader{Section: "1", Source: "virtiofsd", Manual: "virtio-fs", Date: &time.Time{}}, &b))
 		name := "vfsmatrix.1"
 		if c.HasParent() {
-			name = "vfsmatrix-" + c.Name() + ".1"
+			name = strings.ReplaceAll(c.CommandPath(), " ", "-") + ".1"
 		}
 		pages[name] = bytes.Replace(b.Bytes(), []byte(`"Jan 0001"`), []byte(`""`), 1)
 		for _, sub := range c.Commands() {

@@ -106,7 +106,7 @@ func newBed(o Options) (*bed, *Report, error) {
 		b.close()
 		return nil, nil, fmt.Errorf("make the share: %w", err)
 	}
-	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: host(dir), Variants: o.Variants, Options: map[string]string{}}
+	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: Host(dir), Variants: o.Variants, Options: map[string]string{}}
 	for _, d := range o.Daemons {
 		r.Daemons = append(r.Daemons, d.Name)
 		if o.Variants[d.Name] != "" {
@@ -372,8 +372,8 @@ func (s *session) memory(proc *fe.Process, st *State) error {
 	return nil
 }
 
-// host describes the machine, without its name.
-func host(dir string) map[string]string {
+// Host describes the machine, without its name.
+func Host(dir string) map[string]string {
 	h := map[string]string{"cpus": fmt.Sprint(runtime.NumCPU()), "go": runtime.Version()}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {

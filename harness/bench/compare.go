@@ -76,7 +76,7 @@ func (r *Report) WriteChanges(out io.Writer, later *Report) (worse int) {
 		}
 		rows = append(rows, row)
 	}
-	writeRows(out, rows)
+	WriteRows(out, rows)
 	for _, k := range []string{"cpu", "cpus", "kernel"} {
 		if r.Host[k] != later.Host[k] {
 			fmt.Fprintf(out, "the hosts differ in %s: %s, then %s\n", k, r.Host[k], later.Host[k])

@@ -59,15 +59,15 @@ func (r *Report) Compare(w Workload, daemon, other string) Ratio {
 	}
 	t := &benchmath.DefaultThresholds
 	c := benchmath.AssumeNothing.Compare(benchmath.NewSample(slices.Clone(a), t), benchmath.NewSample(slices.Clone(b), t))
-	times := r.paired(w.Name, daemon, other, w.figure)
+	times := r.Paired(w.Name, daemon, other, w.figure)
 	if w.Measure == Latency {
 		times = 1 / times
 	}
 	return Ratio{times, c.P}
 }
 
-// paired is the median over the rounds of a daemon's figure divided by another's in the same round.
-func (r *Report) paired(workload, daemon, other string, figure func(Sample) float64) float64 {
+// Paired is the median over the rounds of a daemon's figure divided by another's in the same round.
+func (r *Report) Paired(workload, daemon, other string, figure func(Sample) float64) float64 {
 	of := map[int]float64{}
 	for _, s := range r.Samples {
 		if s.Workload == workload && s.Daemon == other && s.Bad == "" && s.Ops > 0 {
@@ -127,17 +127,17 @@ func (r *Report) WriteTable(out io.Writer) {
 		r.writeSamples(out)
 	}
 	r.writeStates(out)
-	writeRows(out, r.Modes())
-	writeRows(out, r.CallTable())
-	writeRows(out, r.ScaleTable())
+	WriteRows(out, r.Modes())
+	WriteRows(out, r.CallTable())
+	WriteRows(out, r.ScaleTable())
 	if len(r.FloorUS) > 0 {
 		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
 	}
 	fmt.Fprintf(out, "%s, %s processors, Linux %s, load %s\n", r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
 }
 
-// writeRows prints a table whose first row is its head; of no more than that, nothing.
-func writeRows(out io.Writer, rows [][]string) {
+// WriteRows prints a table whose first row is its head; of no more than that, nothing.
+func WriteRows(out io.Writer, rows [][]string) {
 	if len(rows) < 2 {
 		return
 	}
@@ -183,7 +183,7 @@ func (r *Report) writeSamples(out io.Writer) {
 			if math.IsNaN(c.Times) {
 				row = append(row, "-", "-")
 			} else {
-				row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P), fmt.Sprintf("%.2f", r.paired(w.Name, r.Daemons[0], best, CPU)))
+				row = append(row, fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P), fmt.Sprintf("%.2f", r.Paired(w.Name, r.Daemons[0], best, CPU)))
 				product, n = product*c.Times, n+1
 			}
 		}
@@ -272,3 +272,6 @@ func (r *Report) writeStates(out io.Writer) {
 	}
 	t.Render()
 }
+
+// Median is the median of rounds; NaN of none.
+func Median(v []float64) float64 { return stat(v).Center }

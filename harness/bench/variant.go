@@ -72,7 +72,7 @@ func (r *Report) Modes() [][]string {
 			}
 			against := "-"
 			if peer != "" {
-				against = fmt.Sprintf("%.2f %s", r.paired(w.Name, d, peer, CPU), peer)
+				against = fmt.Sprintf("%.2f %s", r.Paired(w.Name, d, peer, CPU), peer)
 			}
 			row = append(row, fmt.Sprintf("%.2f µs", stat(cpu).Center), against, r.floorTimes(w, d))
 		}

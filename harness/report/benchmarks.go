@@ -11,28 +11,48 @@ import (
 	"strings"
 
 	"virtiofsd/harness/bench"
+	"virtiofsd/harness/bench/guest"
 )
 
 // benchFile is the adopted run of the benchmark, as `vfsmatrix bench --json` writes it.
 const benchFile = evidenceDir + "/bench.json"
 
-// loadBench reads it; nil where there is none.
-func loadBench(tree fs.FS) (*bench.Report, error) {
-	b, err := fs.ReadFile(tree, benchFile)
+// guestBenchFile is that of `vfsmatrix bench guest --json`, which need not be there.
+const guestBenchFile = evidenceDir + "/bench-guest.json"
+
+// loadBench reads both; nil where there is none.
+func loadBench(tree fs.FS) (*bench.Report, *guest.Report, error) {
+	r, err := readReport[bench.Report](tree, benchFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r != nil && len(r.Daemons) == 0 {
+		return nil, nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench --json", benchFile)
+	}
+	g, err := readReport[guest.Report](tree, guestBenchFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if g != nil && len(g.Daemons) == 0 {
+		return nil, nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench guest --json", guestBenchFile)
+	}
+	return r, g, nil
+}
+
+// readReport reads a file of JSON; nil where there is none.
+func readReport[T any](tree fs.FS, file string) (*T, error) {
+	b, err := fs.ReadFile(tree, file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the benchmark: %w", err)
 	}
-	var r bench.Report
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("read %s: %w", benchFile, err)
+	r := new(T)
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
-	if len(r.Daemons) == 0 {
-		return nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench --json", benchFile)
-	}
-	return &r, nil
+	return r, nil
 }
 
 // figureOf is what a workload's measure reads of a sample.
@@ -55,29 +75,40 @@ func median(v []float64) float64 {
 	}
 }
 
-// benchPage is the page of the benchmark; r may be nil.
-func benchPage(r *bench.Report) string {
+// benchPage is the page of the benchmarks; both may be nil.
+func benchPage(r *bench.Report, g *guest.Report) string {
 	var w strings.Builder
 	w.WriteString(generatedNote + "# Benchmarks\n\n")
 	if r == nil {
-		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n")
-		return w.String()
+		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n\n")
+	} else {
+		ringTables(&w, r)
 	}
+	if g != nil {
+		fmt.Fprintf(&w, "## In a guest\n\nWhat programs in a virtual machine see: for each of the rounds a fresh process of the daemon, a fresh guest, a fresh copy of the share, and the guest's caches dropped before each program. "+
+			"Medians; `cpu` is the processor time of the daemon's processes, of fio for one operation. %s%s\n\n", g.Others(), cellText(g.Method()))
+		benchTable(&w, g.Table())
+		w.WriteString("The programs: " + strings.Join(g.Whats(), "; ") + ".\n")
+	}
+	return w.String()
+}
+
+// ringTables are what was measured without a guest.
+func ringTables(w *strings.Builder, r *bench.Report) {
 	if len(r.Work) > 0 {
-		workloadTables(&w, r)
+		workloadTables(w, r)
 	}
 	if len(r.States) > 0 {
-		stateTable(&w, r)
+		stateTable(w, r)
 	}
 	if rows := r.CallTable(); len(rows) > 1 {
 		w.WriteString("## System calls\n\nOf the daemon's processes, counted by strace apart from the timing: for each operation, entry or file, with what cleans up after it. A traced daemon is slower, so it sleeps and wakes more often than without.\n\n")
-		benchTable(&w, rows)
+		benchTable(w, rows)
 	}
 	if rows := r.ScaleTable(); len(rows) > 1 {
 		w.WriteString("## Scale\n\nWhat one item costs among n: a cost that grows in proportion shows as a constant. On several queues it is the time from one reply to the next, whichever queue it comes on.\n\n")
-		benchTable(&w, rows)
+		benchTable(w, rows)
 	}
-	return w.String()
 }
 
 // benchTable writes a table whose first row is its head.

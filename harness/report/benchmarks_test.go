@@ -1,11 +1,15 @@
 package report
 
 import (
+	"encoding/json"
 	"testing"
+	"testing/fstest"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"virtiofsd/harness/bench"
+	"virtiofsd/harness/bench/guest"
 )
 
 func TestChartPointsToTheFasterDaemon(t *testing.T) {
@@ -29,11 +33,11 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 	assert.NotContains(t, svg, "broken")
 	assert.Contains(t, svg, "pale", "one round tells nothing apart")
 
-	page := benchPage(r)
+	page := benchPage(r, nil)
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
 	assert.Regexp(t, `broken \| fails \| 1 k/s .*EIO`, page)
-	assert.Contains(t, benchPage(nil), "Not measured yet")
-	for _, title := range []string{"## Variants", "## System calls", "## Scale"} {
+	assert.Contains(t, benchPage(nil, nil), "Not measured yet")
+	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## In a guest"} {
 		assert.NotContains(t, page, title, "nothing of that was measured")
 	}
 }
@@ -53,13 +57,46 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 		},
 		Points: []bench.Point{{What: "READDIRPLUS of n entries, per entry", Unit: "µs", N: 1000, Daemon: "c", Value: 3}},
 	}
-	page := benchPage(r)
+	page := benchPage(r, nil)
 	assert.Contains(t, page, "2.00 × c", "a variant is no peer")
 	assert.Contains(t, page, "`no-poll` is `ours` with `--poll-us=0`")
 	assert.Contains(t, page, "| getattr-1 | 8.00 µs | 2.00 c | 1.00 | 2.00 µs | 0.50 c | 0.80 |")
 	assert.Contains(t, page, "| getattr-1 | op | 3.00: fstat 2.00, write 1.00 | one queue |  |")
 	assert.Contains(t, page, "| READDIRPLUS of n entries, per entry | 1000 | µs | - | 3.00 | - |")
 	assert.NotContains(t, benchChart(r), "no-poll")
+}
+
+func TestBenchPageShowsGuests(t *testing.T) {
+	sample := func(program, daemon string, seconds float64) guest.Sample {
+		return guest.Sample{Program: program, Daemon: daemon, Seconds: seconds, CPU: seconds / 10}
+	}
+	g := &guest.Report{
+		Daemons: []string{"ours", "c"}, Rounds: 1, Accel: "tcg", NoKVM: "no /dev/kvm", Kernel: "6.12",
+		Programs: []guest.Program{{Name: "tar-x", What: "tar -x", Unit: "s"}},
+		Samples:  []guest.Sample{sample("tar-x", "ours", 2), sample("tar-x", "c", 4)},
+	}
+	page := benchPage(nil, g)
+	assert.Contains(t, page, "Not measured yet", "of the rings")
+	assert.Contains(t, page, "## In a guest")
+	assert.Contains(t, page, "| tar-x | 2.00 s | 200 ms | 4.00 s | 400 ms | 2.00 × c (p=1.000) | 0.50 |")
+	assert.Contains(t, page, "KVM does not work: no /dev/kvm")
+	assert.Contains(t, page, "`tar-x` tar -x.")
+
+	// The file need not be there; one that says nothing is a mistake.
+	tree := fstest.MapFS{}
+	r, none, err := loadBench(tree)
+	require.NoError(t, err)
+	assert.Nil(t, r)
+	assert.Nil(t, none)
+	b, err := json.Marshal(g)
+	require.NoError(t, err)
+	tree[guestBenchFile] = &fstest.MapFile{Data: b}
+	_, read, err := loadBench(tree)
+	require.NoError(t, err)
+	assert.Equal(t, page, benchPage(nil, read), "what was written reads the same")
+	tree[guestBenchFile] = &fstest.MapFile{Data: []byte("{}")}
+	_, _, err = loadBench(tree)
+	assert.ErrorContains(t, err, "names no daemons")
 }
 
 func TestMedian(t *testing.T) {

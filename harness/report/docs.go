@@ -85,11 +85,11 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
 	}
-	measures, err := loadBench(tree)
+	measures, inGuest, err := loadBench(tree)
 	if err != nil {
 		return nil, err
 	}
-	out[generatedDir+"/benchmarks.md"] = []byte(benchPage(measures))
+	out[generatedDir+"/benchmarks.md"] = []byte(benchPage(measures, inGuest))
 	if measures != nil {
 		out[generatedDir+"/benchmarks.svg"] = []byte(benchChart(measures))
 	}

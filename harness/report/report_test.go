@@ -299,6 +299,21 @@ func TestAdoptLeavesNoPathOfTheMachine(t *testing.T) {
 	assert.Equal(t, "/usr/lib/qemu/virtiofsd", run.Impls[1].Path)
 }
 
+func TestAdoptKeepsWhatIsMeasuredApart(t *testing.T) {
+	w := newWorld(t)
+	evidence := filepath.Join(w.root, "docs/evidence")
+	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
+	for _, name := range []string{"bench.json", "bench-guest.json", "selftest.json"} {
+		require.NoError(t, os.WriteFile(filepath.Join(evidence, name), []byte(name), 0o644))
+	}
+	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
+	for _, name := range []string{"bench.json", "bench-guest.json", "selftest.json"} {
+		b, err := os.ReadFile(filepath.Join(evidence, name))
+		require.NoError(t, err)
+		assert.Equal(t, name, string(b))
+	}
+}
+
 func TestAdoptRefuses(t *testing.T) {
 	w := newWorld(t)
 	dir := w.store(t, nil)

@@ -27,7 +27,7 @@ var harnessOrder = [][]string{
 	{"harness/verdict", "harness/impl", "harness/launch", "harness/qemu", "harness/frontend"},
 	{"harness/hostile", "harness/bench", "harness/fuzz", "harness/mutate"},
 	{"harness/runner"},
-	{"harness/selftest", "harness/selftest/faultd"},
+	{"harness/selftest", "harness/selftest/faultd", "harness/bench/guest"},
 	{"harness/report"},
 }
 
