@@ -37,6 +37,11 @@ type Filesystem interface {
 
 // Thread is one worker's side of a Filesystem. Errno 0 is success. Structures named In start with the request's header.
 type Thread interface {
+	// Changing is called before and after each request that may change names or attributes.
+	Changing()
+	// Ahead does a little of what the next request is likely to ask for, while there is none, and reports whether more of it is left.
+	Ahead() (more bool)
+
 	Lookup(parent uint64, name Name, out *fuseabi.EntryOut) unix.Errno
 	Forget(node, n uint64)
 	Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno

@@ -1,6 +1,8 @@
 package fuse
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/fuseabi"
@@ -12,6 +14,7 @@ type op struct {
 	in, out int
 	bulk    bool
 	early   bool
+	changes bool // may change names or attributes
 	run     func(*Worker) (n int, e unix.Errno)
 }
 
@@ -199,7 +202,17 @@ func buildOps() (t [fuseabi.OpcodeEnd]op) {
 		return w.fs.Removexattr(in.NodeId, name)
 	})
 	t[fuseabi.OpIoctl] = refuse(unix.ENOTTY)
+	for code := range t {
+		t[code].changes = !slices.Contains(onlyLooks, fuseabi.Opcode(code))
+	}
 	return t
+}
+
+// onlyLooks are the operations that change nothing of what READDIRPLUS tells, but for access times.
+var onlyLooks = []fuseabi.Opcode{
+	fuseabi.OpInit, fuseabi.OpDestroy, fuseabi.OpInterrupt, fuseabi.OpLookup, fuseabi.OpForget, fuseabi.OpBatchForget, fuseabi.OpGetattr,
+	fuseabi.OpStatx, fuseabi.OpReadlink, fuseabi.OpAccess, fuseabi.OpStatfs, fuseabi.OpOpendir, fuseabi.OpReaddir, fuseabi.OpReaddirplus,
+	fuseabi.OpReleasedir, fuseabi.OpRead, fuseabi.OpLseek, fuseabi.OpGetxattr, fuseabi.OpListxattr, fuseabi.OpGetlk, fuseabi.OpSetlk, fuseabi.OpSetlkw,
 }
 
 // newName is the name of what is to be created; labels of old kernels may follow.

@@ -31,6 +31,7 @@ type Worker struct {
 	call     Caller
 	counters *counters
 	untimed  int // how many more requests are not timed
+	last     fuseabi.Opcode
 
 	// of the request at hand
 	inSegs, outSegs []unix.Iovec
@@ -48,8 +49,12 @@ func newWorker(s *Session, t Thread, queue int) *Worker {
 // Abort makes the worker fit for the next request after a panic in Serve.
 func (w *Worker) Abort() {
 	w.drop()
+	w.fs.Changing() // half of it may have been done
 	w.fs.Abort()
 }
+
+// Ahead works for the request that is likely to follow: the next part of a directory's list.
+func (w *Worker) Ahead() (more bool) { return w.last == fuseabi.OpReaddirplus && w.fs.Ahead() }
 
 // Close ends the worker, on its thread.
 func (w *Worker) Close() {
@@ -74,6 +79,7 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	w.inSegs, w.outSegs, w.inLen, w.room, w.why, w.errno = in, out, fuseabi.Len(in), fuseabi.Len(out), "", 0
 	used := w.header()
 	code := fuseabi.Opcode(fuseabi.View[fuseabi.InHeader](w.in).Opcode)
+	w.last = code
 	w.drop()
 	w.counters.add(code, w.errno)
 	if timed {
@@ -127,7 +133,13 @@ func (w *Worker) serve(h *fuseabi.InHeader) uint32 {
 		}
 		clear(w.out[body : body+o.out])
 	}
+	if o.changes {
+		w.fs.Changing()
+	}
 	n, e := o.run(w)
+	if o.changes {
+		w.fs.Changing()
+	}
 	if e != 0 && w.why != "" {
 		w.s.malformed(h, w.why)
 	}

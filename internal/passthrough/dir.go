@@ -17,6 +17,7 @@ type dirStream struct {
 	buf  []byte // entries not yet read
 	next int64  // offset of the first of them; the descriptor's own when there are none
 	mem  []byte
+	foresight
 }
 
 const direntBuffer = 16 << 10 // bytes of directory entries read at once
@@ -70,8 +71,13 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 			return 0, e
 		}
 		d.buf, d.next = nil, off
+		d.forget()
 	}
-	done := 0
+	if plus {
+		d.review(t.fs)
+		t.listed = in.Fh
+	}
+	done, entries := 0, 0
 	for {
 		if len(d.buf) == 0 {
 			if d.mem == nil {
@@ -85,33 +91,37 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 				return 0, e
 			}
 			if k == 0 {
-				d.mem = nil
+				d.mem, d.seen = nil, nil
 				return done, 0
 			}
 			d.buf = d.mem[:k]
 		}
 		for len(d.buf) > 0 {
 			reclen := int(binary.NativeEndian.Uint16(d.buf[16:]))
-			k := t.dirent(n, fd, d.buf[:reclen], plus, buf[done:])
+			k := t.dirent(n, fd, d.buf[:reclen], plus, d.first(), buf[done:])
 			if k < 0 {
 				if done == 0 {
 					return 0, unix.EINVAL // as getdents64 with a buffer for less than one entry
 				}
+				d.want = entries
 				return done, 0
 			}
 			done += k
+			entries++
 			d.next = int64(binary.NativeEndian.Uint64(d.buf[8:]))
 			d.buf = d.buf[reclen:]
+			d.pass(reclen)
 		}
 		if done > len(buf)*3/4 { // another getdents64 would rather read too much
+			d.want = entries
 			return done, 0
 		}
 	}
 }
 
 // dirent converts one struct linux_dirent64 (ino, off, reclen, type, name) and returns the bytes used of out, or -1 if they
-// are too few.
-func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, out []byte) int {
+// are too few. seen are the name's attributes, where they are known already.
+func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, seen *unix.Statx_t, out []byte) int {
 	name := de[19:]
 	end := bytes.IndexByte(name, 0)
 	if end < 0 {
@@ -133,7 +143,14 @@ func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, out []byte) int
 		v := fuseabi.View[fuseabi.Direntplus](out)
 		d = &v.Dirent
 		if !dots(name[:end]) {
-			switch e := t.lookup(p, pfd, name[:end+1], &v.EntryOut); e {
+			var e unix.Errno
+			if seen != nil {
+				t.st = *seen
+				e = t.known(p, pfd, name[:end+1], &v.EntryOut)
+			} else {
+				e = t.lookup(p, pfd, name[:end+1], &v.EntryOut)
+			}
+			switch e {
 			case 0:
 			case unix.ENOENT, unix.ESTALE:
 				return 0 // removed meanwhile

@@ -34,6 +34,7 @@ type FS struct {
 	}
 
 	flags atomic.Uint64 // negotiated
+	ahead ahead
 	ttl   struct {
 		sec  uint64
 		nsec uint32

@@ -26,6 +26,11 @@ func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) u
 	if e := sys.Statx(pfd, &name[0], unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st); e != 0 {
 		return e
 	}
+	return t.known(p, pfd, name, out)
+}
+
+// known is lookup of a name whose attributes are in t.st.
+func (t *thread) known(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
 	id := identify(&t.st)
 	n := t.fs.nodes.find(id)
 	if n == nil {

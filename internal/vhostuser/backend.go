@@ -19,6 +19,12 @@ type Handler interface {
 	Close()
 }
 
+// Foreseer is a Handler that has use for the time in which its queue is empty.
+type Foreseer interface {
+	// Ahead does a little work, some microseconds of it, for a request that is likely to come, and reports whether there is more.
+	Ahead() (more bool)
+}
+
 // Backend is the device behind the transport.
 type Backend interface {
 	// NewHandler makes the handler of one worker of a queue (0 is the high-priority queue), on that worker's thread.

@@ -39,6 +39,7 @@ var (
 type worker struct {
 	q       *queue
 	handler Handler
+	ahead   Foreseer // the handler, or nil
 	chain   virtqueue.Chain
 	unfit   bool // its handler could not be put in order after a panic
 
@@ -105,6 +106,7 @@ func (w *worker) run() {
 	q := w.q
 	var err error
 	w.handler, err = q.dev.backend.NewHandler(q.index)
+	w.ahead, _ = w.handler.(Foreseer)
 	q.mu.Lock()
 	w.tid = unix.Gettid()
 	if err != nil {
@@ -338,10 +340,34 @@ func (w *worker) quiet() (err error) {
 	return nil
 }
 
+// foresee lets the handler work for requests to come, and reports whether one has come, or the leader has another thing to look at. The caller
+// holds mu, before and after.
+func (w *worker) foresee() bool {
+	q := w.q
+	for more := w.ahead != nil; more; {
+		w.leave(nil)
+		q.mu.Unlock()
+		more = w.ahead.Ahead()
+		q.mu.Lock()
+		w.back()
+		if q.leader != w || !q.running() {
+			return true
+		}
+		if n, err := q.pending(); n > 0 || err != nil {
+			q.counters.PollHits++
+			return true
+		}
+	}
+	return false
+}
+
 // rest is what a leader does with an empty ring: it polls for a while, then sleeps until it is kicked or nudged. The caller holds mu,
 // before and after; errors show up when the ring is used next.
 func (w *worker) rest() {
 	q := w.q
+	if w.foresee() {
+		return
+	}
 	began := time.Now()
 	if q.poll > 0 {
 		end, last := began.Add(q.poll), began
