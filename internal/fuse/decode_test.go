@@ -37,6 +37,8 @@ func (o *ours) Init(fuseabi.InitFlags) fuseabi.InitFlags { return 0 }
 func (o *ours) NewThread() (fuse.Thread, error)          { return o, nil }
 func (o *ours) Reset()                                   {}
 func (o *ours) Abort()                                   {}
+func (o *ours) Changing()                                {}
+func (o *ours) Ahead() bool                              { return false }
 func (o *ours) Close()                                   {}
 
 // Interrupt is both the file system's and the thread's in this double role; neither is compared.

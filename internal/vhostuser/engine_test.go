@@ -37,6 +37,24 @@ func (d *device) start(t testing.TB, op fe.Opcode) *fe.Pending {
 	return p
 }
 
+// A leader with nothing to serve lets its handler work ahead, a step at a time: a request that comes meanwhile does not wait for the rest.
+func TestWorksAheadWhileNothingComes(t *testing.T) {
+	e := &echo{}
+	e.ahead.Store(3)
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	d.quick(t, 1)
+	assert.Eventually(t, func() bool { return e.aheads.Load() >= 4 }, time.Second, time.Millisecond)
+	e.ahead.Store(1 << 30) // without an end
+	for range 100 {
+		d.quick(t, 1)
+	}
+	require.NoError(t, d.Enable(d.Request(0), false))
+	require.NoError(t, d.Enable(d.Request(0), true))
+	d.quick(t, 1)
+	_, err := d.Stop(d.Request(0))
+	require.NoError(t, err, "nor does the queue's end")
+}
+
 func TestManyQueues(t *testing.T) {
 	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 64, QueueSize: 16})
 	for range 3 {

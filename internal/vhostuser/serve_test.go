@@ -28,6 +28,7 @@ type echo struct {
 	block                               chan struct{} // opBlock waits until it is closed
 	fail                                error         // what NewHandler returns
 	start                               time.Duration // how long it takes
+	ahead, aheads                       atomic.Int32  // how many more times there is something to do ahead; how many times it was asked
 }
 
 const (
@@ -79,6 +80,11 @@ func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 	binary.LittleEndian.PutUint32(h.reply[0:], 16)
 	copy(h.reply[8:16], h.in[8:16])
 	return uint32(guestmem.CopyOut(out, h.reply[:16]))
+}
+
+func (h *echoHandler) Ahead() bool {
+	h.e.aheads.Add(1)
+	return h.e.ahead.Add(-1) >= 0
 }
 
 func (h *echoHandler) Abort() {
