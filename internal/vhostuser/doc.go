@@ -17,8 +17,8 @@
 //     common case a second system call; blocking is noticed when it happens.
 //   - Requests wait in the ring while those served take long and the leader's thread uses little processor time: a disk again, less slow.
 //     The monitor doubles the number of workers wanted with each tick, and takes them back when requests become fast.
-//   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that found fewer than
-//     four requests cost more than it did; the next is called later, the oftener that happens.
+//   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that came
+//     too late to find one cost more than it did; the next is called later, the oftener that happens.
 //
 // Cheap requests at depth stay with one worker: two would share the ring's cache lines and wake each other.
 //
