@@ -27,14 +27,14 @@ func (g *guest) foresee() {
 }
 
 // listing is a directory whose first part a guest has read, and whose worker has looked ahead.
-func listing(t *testing.T) (g *guest, fh uint64, first []entry) {
+func listing(t *testing.T, cache Cache) (g *guest, fh uint64, first []entry) {
 	t.Helper()
 	testenv.Need(t, "root") // to own what the guest's root makes
 	dir := t.TempDir()
 	for i := range 100 {
 		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
 	}
-	g = mount(t, dir, Config{})
+	g = mount(t, dir, Config{Cache: cache})
 	fh, e := g.opendir(root)
 	require.Zero(t, e)
 	first, e = g.readdirAt(root, fh, 0, true, 4096)
@@ -52,7 +52,7 @@ func (g *guest) seenAhead(fh uint64) int {
 }
 
 func TestAheadLooksAtWhatComesNext(t *testing.T) {
-	g, fh, first := listing(t)
+	g, fh, first := listing(t, CacheAuto)
 	assert.Equal(t, len(first), g.seenAhead(fh), "as much as was asked for, no more")
 	told := 1 // the root
 	for _, en := range first {
@@ -66,6 +66,15 @@ func TestAheadLooksAtWhatComesNext(t *testing.T) {
 	assert.Zero(t, g.seenAhead(fh), "the guest has gone back to the start")
 	require.Zero(t, g.releasedir(root, fh))
 	g.foresee() // at a handle that is no more
+}
+
+// Where the guest is to believe nothing there is nothing to look at, and nothing is kept open by it.
+func TestAheadNotWithoutACache(t *testing.T) {
+	g, fh, _ := listing(t, CacheNever)
+	assert.Zero(t, g.seenAhead(fh))
+	f := g.fs.files.get(fh)
+	f.put()
+	assert.EqualValues(t, 1, f.state.Load(), "the table is the directory's only user")
 }
 
 // What comes next has changed since the worker looked: the guest, which takes what it is told for newer than what it knew, is told so.
@@ -107,7 +116,7 @@ func TestAheadIsNeverBehind(t *testing.T) {
 	} {
 		for _, who := range []string{"the same worker", "another"} {
 			t.Run(name+" by "+who, func(t *testing.T) {
-				g, fh, first := listing(t)
+				g, fh, first := listing(t, CacheAuto)
 				listed := map[string]bool{}
 				for _, en := range first {
 					listed[en.name] = true

@@ -11,6 +11,8 @@
 // what has not been started stays in the ring, where another worker can take it. Spare workers block in the read of an eventfd: a
 // locked goroutine that waits in Go's scheduler instead takes two wake-ups to get going.
 //
+// A handler that is a [Foreseer] gets the time in which the leader would poll for requests to come, a few microseconds at a time.
+//
 // Others come to work beside the leader, taking from the same ring, in three cases.
 //   - The leader is blocked inside a request: a lock, a FIFO, a slow disk. A monitor, which ticks only while there is work, finds that
 //     out within two milliseconds and gives the leadership away. Nobody tries calls in a non-blocking form first, which would cost the
