@@ -132,7 +132,7 @@ spec:
 // merge joins the folders of a sharded run.
 func (a *app) merge() *cobra.Command {
 	return &cobra.Command{
-		Use: "merge INTO RUN...", Short: "Join the run folders of shards into a new one, and judge that", Args: cobra.MinimumNArgs(2),
+		Use: "merge INTO RUN...", Short: "Join the run folders of shards into a new one", Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.book()
 			if err != nil {
