@@ -109,34 +109,51 @@ func Ensure(ctx context.Context, dirs Dirs, names []string, log *slog.Logger) (m
 // EnsurePeer fetches a peer of kernels.toml with the libraries of its suite. The program runs beside this machine's own
 // libraries, through its own loader. Everything under its directory may be read by all users, but the cache directory's own parents may not be.
 func EnsurePeer(ctx context.Context, dirs Dirs, name string, log *slog.Logger) (*Peer, error) {
-	t, err := Known()
+	u, err := fetch(ctx, dirs, "peer", func(t Table) []Source { return t.Peers }, name, log)
 	if err != nil {
 		return nil, err
 	}
-	src, ok := find(t.Peers, name)
-	if !ok {
-		return nil, fmt.Errorf("no peer %q in kernels.toml", name)
-	}
-	b, err := newBuilder(dirs, log)
-	if err != nil {
-		return nil, err
-	}
-	defer b.close()
-	root, rec, err := b.source(ctx, src, true)
-	if err != nil {
-		return nil, fmt.Errorf("peer %s: %w", name, err)
-	}
-	p := &Peer{Name: name, Package: rec.Debs[0].Package, Version: rec.Debs[0].Version, Debs: rec.Debs}
-	if p.Path, err = firstFile(root, src.Files); err != nil {
-		return nil, fmt.Errorf("peer %s: %w", name, err)
-	}
-	if p.Prefix, err = loader(root); err != nil {
-		return nil, fmt.Errorf("peer %s: %w", name, err)
-	}
+	p := &Peer{Name: name, Package: u.debs[0].Package, Version: u.debs[0].Version, Debs: u.debs, Path: u.path, Prefix: u.prefix}
 	if p.SHA256, err = hashFile(p.Path); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// unpacked is a program of kernels.toml with the libraries of its suite, in the cache.
+type unpacked struct {
+	root, path string
+	prefix     []string // runs it with those libraries
+	debs       []Deb    // its own package first
+}
+
+// fetch makes sure of one of the programs that kernels.toml lists as a kind.
+func fetch(ctx context.Context, dirs Dirs, kind string, list func(Table) []Source, name string, log *slog.Logger) (u unpacked, err error) {
+	t, err := Known()
+	if err != nil {
+		return u, err
+	}
+	src, ok := find(list(t), name)
+	if !ok {
+		return u, fmt.Errorf("no %s %q in kernels.toml", kind, name)
+	}
+	b, err := newBuilder(dirs, log)
+	if err != nil {
+		return u, err
+	}
+	defer b.close()
+	root, rec, err := b.source(ctx, src, true)
+	if err == nil {
+		u.root, u.debs = root, rec.Debs
+		u.path, err = firstFile(root, src.Files)
+	}
+	if err == nil {
+		u.prefix, err = loader(root)
+	}
+	if err != nil {
+		return u, fmt.Errorf("%s %s: %w", kind, name, err)
+	}
+	return u, nil
 }
 
 // loader is what goes before a program of an unpacked suite to run it with that suite's libraries.
@@ -160,33 +177,13 @@ func QEMUNames() (names []string) {
 
 // EnsureQEMU fetches a QEMU of kernels.toml with its libraries and firmware, and returns the path of a script that runs it.
 func EnsureQEMU(ctx context.Context, dirs Dirs, name string, log *slog.Logger) (string, error) {
-	t, err := Known()
+	u, err := fetch(ctx, dirs, "QEMU", func(t Table) []Source { return t.QEMUs }, name, log)
 	if err != nil {
 		return "", err
 	}
-	src, ok := find(t.QEMUs, name)
-	if !ok {
-		return "", fmt.Errorf("no QEMU %q in kernels.toml", name)
-	}
-	b, err := newBuilder(dirs, log)
-	if err != nil {
-		return "", err
-	}
-	defer b.close()
-	root, _, err := b.source(ctx, src, true)
-	if err != nil {
-		return "", fmt.Errorf("QEMU %s: %w", name, err)
-	}
-	program, err := firstFile(root, src.Files)
-	if err != nil {
-		return "", fmt.Errorf("QEMU %s: %w", name, err)
-	}
-	prefix, err := loader(root)
-	if err != nil {
-		return "", fmt.Errorf("QEMU %s: %w", name, err)
-	}
+	root := u.root
 	// It looks for modules and firmware beside its own executable, which is the loader now.
-	argv := append(prefix, program, "-L", filepath.Join(root, "usr/share/qemu"), "-L", filepath.Join(root, "usr/share/seabios"))
+	argv := append(u.prefix, u.path, "-L", filepath.Join(root, "usr/share/qemu"), "-L", filepath.Join(root, "usr/share/seabios"))
 	script := filepath.Join(filepath.Dir(root), "qemu")
 	text := fmt.Sprintf("#!/bin/sh\nexport QEMU_MODULE_DIR='%s'\nexec '%s' \"$@\"\n", filepath.Join(root, "usr/lib/x86_64-linux-gnu/qemu"), strings.Join(argv, "' '"))
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {

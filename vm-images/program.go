@@ -19,36 +19,15 @@ type Program struct {
 
 // EnsureProgram fetches a program of kernels.toml with the libraries of its suite.
 func EnsureProgram(ctx context.Context, dirs Dirs, name string, log *slog.Logger) (*Program, error) {
-	t, err := Known()
+	u, err := fetch(ctx, dirs, "program", func(t Table) []Source { return t.Programs }, name, log)
 	if err != nil {
 		return nil, err
 	}
-	src, ok := find(t.Programs, name)
-	if !ok {
-		return nil, fmt.Errorf("no program %q in kernels.toml", name)
-	}
-	b, err := newBuilder(dirs, log)
-	if err != nil {
-		return nil, err
-	}
-	defer b.close()
-	root, rec, err := b.source(ctx, src, true)
-	if err != nil {
+	p := &Program{Name: name, Package: u.debs[0].Package, Version: u.debs[0].Version}
+	if p.files, err = closure(u.root, u.path); err != nil {
 		return nil, fmt.Errorf("program %s: %w", name, err)
 	}
-	p := &Program{Name: name, Package: rec.Debs[0].Package, Version: rec.Debs[0].Version}
-	path, err := firstFile(root, src.Files)
-	if err != nil {
-		return nil, fmt.Errorf("program %s: %w", name, err)
-	}
-	ld, err := loader(root)
-	if err != nil {
-		return nil, fmt.Errorf("program %s: %w", name, err)
-	}
-	if p.files, err = closure(root, path); err != nil {
-		return nil, fmt.Errorf("program %s: %w", name, err)
-	}
-	p.files[name], p.files[loaderName] = path, ld[0]
+	p.files[name], p.files[loaderName] = u.path, u.prefix[0]
 	return p, nil
 }
 
