@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -31,13 +30,10 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	bin := filepath.Join(dir, "virtiofsd")
-	build := exec.Command("go", "build", "-o", bin, "virtiofsd/cmd/virtiofsd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		panic("build the daemon: " + string(out))
+	if err := testenv.Build(dir, "virtiofsd"); err != nil {
+		panic(err)
 	}
-	daemon = frontend.Daemon{Name: "ours", Dialect: "ours", Exec: []string{bin}}
+	daemon = frontend.Daemon{Name: "ours", Dialect: "ours", Exec: []string{filepath.Join(dir, "virtiofsd")}}
 	return m.Run()
 }
 

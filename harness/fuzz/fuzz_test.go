@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,12 +22,9 @@ import (
 // ours builds the daemon for a test.
 func ours(t *testing.T) fe.Daemon {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "virtiofsd")
-	build := exec.Command("go", "build", "-o", bin, "virtiofsd/cmd/virtiofsd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	return fe.Daemon{Name: "ours", Dialect: "ours", Exec: []string{bin}}
+	dir := t.TempDir()
+	require.NoError(t, testenv.Build(dir, "virtiofsd"))
+	return fe.Daemon{Name: "ours", Dialect: "ours", Exec: []string{filepath.Join(dir, "virtiofsd")}}
 }
 
 func TestOursWithstandsRandomSessions(t *testing.T) {

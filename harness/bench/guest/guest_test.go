@@ -134,10 +134,7 @@ func TestChosen(t *testing.T) {
 func TestInGuest(t *testing.T) {
 	testenv.Need(t, "long", "root", "qemu", "apt")
 	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin+"/", "virtiofsd/cmd/virtiofsd", "virtiofsd/cmd/vfsguest")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
+	require.NoError(t, testenv.Build(bin, "virtiofsd", "vfsguest"))
 	caches, err := os.UserCacheDir()
 	require.NoError(t, err)
 	dirs := vmimages.Dirs{Cache: filepath.Join(caches, "vfsmatrix"), Out: filepath.Join(bin, "out"), Guest: filepath.Join(bin, "vfsguest")}
