@@ -57,6 +57,9 @@ func listen(raw []netbpf.RawInstruction) (listener int, err error) {
 	return -1, fmt.Errorf("seccomp: install the filter: %w", errno)
 }
 
+// toldMost bounds how many different calls are told of: arguments of a process that was taken over are endless.
+const toldMost = 1000
+
 // Watch tells of each call that is not on the list and lets it go on, until no process under the filter is left. It tells once of those that
 // differ in nothing that the list looks at. A call is told as its name and, where arguments decide, their values: "prctl, argument 0 is 0x4".
 func Watch(listener int, tell func(call string, thread int)) error {
@@ -84,7 +87,7 @@ func Watch(listener int, tell func(call string, thread int)) error {
 		default:
 			return fmt.Errorf("seccomp: receive a call: %w", errno)
 		}
-		if call := describe(&c, info, rules); !told[call] {
+		if call := describe(&c, info, rules); !told[call] && len(told) < toldMost {
 			told[call] = true
 			tell(call, int(c.TID))
 		}
