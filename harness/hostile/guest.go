@@ -124,9 +124,8 @@ func caller(uid, gid uint32, dir string) func(*Env) (Outcome, string) {
 		if e.Session.Flags&createSuppGroup != 0 {
 			r.Ext = body().U32(16, 32, 1, 4242)
 		}
-		e.FUSE.UID, e.FUSE.GID = uid, gid
-		o, detail := e.do(r)
-		e.FUSE.UID, e.FUSE.GID = 0, 0
+		reply, err := e.FUSE.As(uid, gid).Do(r)
+		o, detail := e.say(r.Op, reply, err)
 		var kept string
 		for range 100 { // the answer may come before the thread has gone back
 			kept = ""
