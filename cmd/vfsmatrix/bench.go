@@ -71,7 +71,7 @@ sides.`,
 	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
 	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
-	cmd.AddCommand(a.benchGuest())
+	cmd.AddCommand(a.benchGuest(), a.benchReady())
 	return cmd
 }
 

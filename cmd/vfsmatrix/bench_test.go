@@ -65,3 +65,9 @@ func TestBenchGuestRefuses(t *testing.T) {
 	assert.Equal(t, []string{"--poll-us=0"}, f.Extra["no-poll"])
 	assert.Equal(t, "ours", f.Variants["no-poll"])
 }
+
+func TestBenchReady(t *testing.T) {
+	for _, args := range [][]string{{"--rounds=0"}, {"no-such-scenario"}} {
+		assert.Equal(t, exitUsage, run(t.Context(), append([]string{"bench", "ready"}, args...)), "%v", args)
+	}
+}

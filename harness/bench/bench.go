@@ -60,6 +60,16 @@ type State struct {
 	Kept     float64 `json:"bytes_kept"`      // of that, after FORGET
 }
 
+// Start is one start of a daemon as a scenario's launcher does it, with nobody connecting.
+type Start struct {
+	UseCase  string  `json:"use_case"`
+	Scenario string  `json:"scenario"`
+	Daemon   string  `json:"daemon"`
+	Round    int     `json:"round"`
+	ReadyMS  float64 `json:"ready_ms"`      // from the launcher's exec, its wrapper included, until the socket is there
+	Why      string  `json:"why,omitempty"` // it was not started, or refused
+}
+
 // Report is everything that was measured.
 type Report struct {
 	Started  string            `json:"started"`
@@ -74,6 +84,7 @@ type Report struct {
 	States   []State           `json:"states"`
 	Calls    []Calls           `json:"system_calls,omitempty"`
 	Points   []Point           `json:"scale,omitempty"`
+	Starts   []Start           `json:"starts,omitempty"`
 }
 
 // bed is where daemons are measured.

@@ -46,6 +46,7 @@ type job struct {
 	lanes []*lane
 	items func() int // what an operation counts for; nil = 1
 	bytes int        // moved by an operation
+	pause int64      // nanoseconds between an operation's end and the next one's beginning
 	close func()     // gives back what the harness holds; may be nil
 }
 
@@ -227,7 +228,7 @@ func (s *session) drive(j *job, queue *fe.Queue, lanes []*lane, until limit, his
 				live--
 				continue
 			}
-			l.at, l.began, l.timed = 0, t, true
+			l.at, l.began, l.timed = 0, rest(j.pause, t), true
 		}
 		next := l.steps[l.at]
 		if next.queue != queue {
@@ -247,7 +248,7 @@ func (s *session) drive(j *job, queue *fe.Queue, lanes []*lane, until limit, his
 					live--
 					continue
 				}
-				l.at, l.began, l.timed = 0, t, true
+				l.at, l.began, l.timed = 0, rest(j.pause, t), true
 			}
 		}
 		post(l, byHead)
@@ -255,6 +256,16 @@ func (s *session) drive(j *job, queue *fe.Queue, lanes []*lane, until limit, his
 	m.elapsed = time.Duration(now() - start)
 	m.kicks, m.calls = queue.Kicks-kicks, queue.Calls-calls
 	return m
+}
+
+// rest sleeps and returns the time then: t if there is nothing to sleep.
+func rest(pause, t int64) int64 {
+	if pause == 0 {
+		return t
+	}
+	ts := unix.NsecToTimespec(pause)
+	_ = unix.Nanosleep(&ts, nil) // a signal of Go's scheduler may end it early
+	return now()
 }
 
 func post(l *lane, byHead []*lane) {

@@ -118,6 +118,9 @@ func (r *Report) With(other *Report) *Report {
 	if len(other.Points) > 0 {
 		r.Points = other.Points
 	}
+	if len(other.Starts) > 0 {
+		r.Starts = other.Starts
+	}
 	return r
 }
 
@@ -130,10 +133,37 @@ func (r *Report) WriteTable(out io.Writer) {
 	WriteRows(out, r.Modes())
 	WriteRows(out, r.CallTable())
 	WriteRows(out, r.ScaleTable())
+	WriteRows(out, r.StartTable())
 	if len(r.FloorUS) > 0 {
 		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
 	}
 	fmt.Fprintf(out, "%s, %s processors, Linux %s, load %s\n", r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+}
+
+// StartTable says how long each daemon takes until it is ready, a row for each scenario: medians of the rounds. The first row is the head.
+func (r *Report) StartTable() [][]string {
+	rows := [][]string{append([]string{"ready after, ms"}, r.Daemons...)}
+	all := map[string]map[string][]float64{}
+	for _, s := range r.Starts {
+		if all[s.Scenario] == nil {
+			all[s.Scenario] = map[string][]float64{}
+		}
+		if s.Why == "" {
+			all[s.Scenario][s.Daemon] = append(all[s.Scenario][s.Daemon], s.ReadyMS)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		row := []string{name}
+		for _, d := range r.Daemons {
+			if v := all[name][d]; len(v) > 0 {
+				row = append(row, fmt.Sprintf("%.1f", stat(v).Center))
+			} else {
+				row = append(row, "-")
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 // WriteRows prints a table whose first row is its head; of no more than that, nothing.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -165,6 +166,8 @@ func Workloads() []Workload {
 		{Name: "small-files", What: "200 files of 1 to 8 KiB: CREATE, WRITE, FLUSH, RELEASE each; OPEN, READ, FLUSH, RELEASE each; UNLINK each", Measure: Rate, Unit: "files", Depth: 1, setup: smallJob, ops: 3},
 		{Name: "untar", What: "200 new files of 3 KiB in 10 new directories: LOOKUP, CREATE, WRITE, SETATTR of times, FLUSH, RELEASE each", Measure: Rate, Unit: "files", Depth: 1, setup: untarJob, ops: 3},
 		{Name: "git-status", What: "LOOKUP, GETATTR of 2,000 files in 50 directories, READDIRPLUS of each directory", Measure: Rate, Unit: "files", Depth: 1, on: treeName, setup: walkJob, ops: 3},
+		{Name: "getattr-2ms", What: "GETATTR of a known file, 2 ms after the last answer", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: seldomJob(2 * time.Millisecond), ops: 100},
+		{Name: "getattr-20ms", What: "GETATTR of a known file, 20 ms after the last answer", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: seldomJob(20 * time.Millisecond), ops: 20},
 		{Name: "deep-path", What: "LOOKUP of a path of 32 directories, none known", Measure: Latency, Unit: "ops", Depth: 1, on: deepName, setup: deepJob, ops: 100},
 	}
 }
@@ -201,6 +204,17 @@ func getattrJob(depth int) func(*session, *rand.Rand) (*job, error) {
 		return s.lanes(depth, func(q *fe.Queue) (*step, error) {
 			return s.prepareOn(q, fe.Request{Op: fe.OpGetattr, Node: e.Node, Args: make([]byte, 16), OutArgs: fe.AttrOutSize})
 		})
+	}
+}
+
+// seldomJob is what a guest does that has other things to do.
+func seldomJob(pause time.Duration) func(*session, *rand.Rand) (*job, error) {
+	return func(s *session, rng *rand.Rand) (*job, error) {
+		j, err := getattrJob(1)(s, rng)
+		if err == nil {
+			j.pause = pause.Nanoseconds()
+		}
+		return j, err
 	}
 }
 

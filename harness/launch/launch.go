@@ -81,12 +81,14 @@ func (e *RefusedError) Error() string {
 
 // Daemon is one that was started.
 type Daemon struct {
-	Argv []string // as executed
+	Argv  []string      // as executed
+	Ready time.Duration // from its start until the socket was seen, wrapper included; 0 where there was none to wait for
 
-	spec Spec
-	cmd  *exec.Cmd
-	log  *logWriter
-	done chan struct{}
+	spec  Spec
+	cmd   *exec.Cmd
+	began time.Time
+	log   *logWriter
+	done  chan struct{}
 
 	launcher int // the thread that started it, in the mount namespace that it was started from
 
@@ -207,6 +209,7 @@ func (d *Daemon) reap(started chan<- error) {
 		started <- err
 		return
 	}
+	d.began = time.Now()
 	if err := d.cmd.Start(); err != nil {
 		started <- err
 		return
@@ -250,7 +253,7 @@ func privateFiles(files map[string]string) error {
 // ready waits for the socket.
 func (d *Daemon) ready(ctx context.Context) error {
 	bound := time.After(d.spec.ReadyIn)
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(500 * time.Microsecond)
 	defer tick.Stop()
 	for {
 		select {
@@ -268,6 +271,7 @@ func (d *Daemon) ready(ctx context.Context) error {
 				return nil
 			}
 			if st, err := os.Lstat(d.spec.Options.SocketPath); err == nil && st.Mode()&os.ModeSocket != 0 {
+				d.Ready = time.Since(d.began)
 				return nil
 			}
 		}

@@ -109,6 +109,10 @@ func ringTables(w *strings.Builder, r *bench.Report) {
 		w.WriteString("## Scale\n\nWhat one item costs among n: a cost that grows in proportion shows as a constant. On several queues it is the time from one reply to the next, whichever queue it comes on.\n\n")
 		benchTable(w, rows)
 	}
+	if rows := r.StartTable(); len(rows) > 1 {
+		w.WriteString("## Until a daemon is ready\n\nFrom the launcher's exec, with the wrapper that the scenario puts before the daemon, until the socket is there: medians. - is for what a daemon cannot do or refuses.\n\n")
+		benchTable(w, rows)
+	}
 }
 
 // benchTable writes a table whose first row is its head.

@@ -37,7 +37,7 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
 	assert.Regexp(t, `broken \| fails \| 1 k/s .*EIO`, page)
 	assert.Contains(t, benchPage(nil, nil), "Not measured yet")
-	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## In a guest"} {
+	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon", "## In a guest"} {
 		assert.NotContains(t, page, title, "nothing of that was measured")
 	}
 }
@@ -56,6 +56,10 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 			{Workload: "getattr-1", Daemon: "c", Bad: "one queue"},
 		},
 		Points: []bench.Point{{What: "READDIRPLUS of n entries, per entry", Unit: "µs", N: 1000, Daemon: "c", Value: 3}},
+		Starts: []bench.Start{
+			{UseCase: "B", Scenario: "b-user", Daemon: "ours", ReadyMS: 12}, {UseCase: "B", Scenario: "b-user", Daemon: "ours", ReadyMS: 14},
+			{UseCase: "B", Scenario: "b-user", Daemon: "c", Why: "it needs root"},
+		},
 	}
 	page := benchPage(r, nil)
 	assert.Contains(t, page, "2.00 × c", "a variant is no peer")
@@ -63,6 +67,7 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 	assert.Contains(t, page, "| getattr-1 | 8.00 µs | 2.00 c | 1.00 | 2.00 µs | 0.50 c | 0.80 |")
 	assert.Contains(t, page, "| getattr-1 | op | 3.00: fstat 2.00, write 1.00 | one queue |  |")
 	assert.Contains(t, page, "| READDIRPLUS of n entries, per entry | 1000 | µs | - | 3.00 | - |")
+	assert.Contains(t, page, "| b-user | 13.0 | - | - |", "not being started is no figure")
 	assert.NotContains(t, benchChart(r), "no-poll")
 }
 

@@ -215,6 +215,28 @@ func TestCellsThatDoNotStart(t *testing.T) {
 	assert.Contains(t, cell.Reason, `plant x: unknown kind "moon"`)
 }
 
+func TestReady(t *testing.T) {
+	ready := func(s scenario.Scenario, i *impl.Impl) (time.Duration, string) {
+		s.ID = "a-ready"
+		after, why, err := Ready(t.Context(), &s, i, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		return after, why
+	}
+	after, why := ready(scenario.Scenario{}, &impl.Impl{Name: "fake", Dialect: impl.DialectRust, Path: os.Args[0]})
+	assert.Empty(t, why)
+	assert.Positive(t, after)
+	assert.Less(t, after, 20*time.Second)
+
+	after, why = ready(scenario.Scenario{}, program(t, "echo 'not here' >&2; exit 3"))
+	assert.Zero(t, after)
+	assert.Contains(t, why, "not here")
+	_, why = ready(scenario.Scenario{Options: scenario.Options{Sandbox: "pivot_root"}}, program(t, "exit 9"))
+	assert.Contains(t, why, "--sandbox=pivot_root")
+
+	_, _, err := Ready(t.Context(), &scenario.Scenario{ID: "a-ready", Plant: []scenario.Plant{{Path: "x", Kind: "moon"}}}, program(t, "exit 9"), slog.New(slog.DiscardHandler))
+	assert.ErrorContains(t, err, "moon")
+}
+
 // TestAGuestThatCannotBeStartedIsOurError and no verdict about the daemon, which is ended all the same.
 func TestAGuestThatCannotBeStartedIsOurError(t *testing.T) {
 	listen := &impl.Impl{Name: "fake", Dialect: impl.DialectRust, Path: os.Args[0]}
