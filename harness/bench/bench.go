@@ -92,6 +92,7 @@ type bed struct {
 	Options
 	dir, share string
 	hist       *hdrhistogram.Histogram
+	unmount    func() // of what is mounted in the share; may be nil
 }
 
 // newBed makes an empty share, and a report without measures.
@@ -112,7 +113,7 @@ func newBed(o Options) (*bed, *Report, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a directory for the share: %w", err)
 	}
-	b := &bed{o, dir, filepath.Join(dir, "share"), hdrhistogram.New(1, int64(10*time.Second), 3)}
+	b := &bed{Options: o, dir: dir, share: filepath.Join(dir, "share"), hist: hdrhistogram.New(1, int64(10*time.Second), 3)}
 	if err := os.Mkdir(b.share, 0o755); err != nil {
 		b.close()
 		return nil, nil, fmt.Errorf("make the share: %w", err)
@@ -127,7 +128,12 @@ func newBed(o Options) (*bed, *Report, error) {
 	return b, r, nil
 }
 
-func (b *bed) close() { os.RemoveAll(b.dir) }
+func (b *bed) close() {
+	if b.unmount != nil {
+		b.unmount()
+	}
+	os.RemoveAll(b.dir)
+}
 
 // chosen are the workloads of --only.
 func (o Options) chosen() (all []Workload) {
@@ -149,7 +155,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepareShare(b.share); err != nil {
+	if err := b.prepareShare(); err != nil {
 		return nil, err
 	}
 	r.Rounds, r.Work = b.Rounds, o.chosen()

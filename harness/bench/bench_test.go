@@ -72,12 +72,12 @@ func everyWorkload(t *testing.T, d frontend.Daemon) *bench.Report {
 }
 
 func TestWorkloadsRunOnThePeer(t *testing.T) {
-	testenv.Need(t, "root", "c-daemon")
+	testenv.Need(t, "root", "c-daemon", "fuse")
 	everyWorkload(t, c())
 }
 
 func TestWorkloadsRunOnOurs(t *testing.T) {
-	testenv.Need(t, "root")
+	testenv.Need(t, "root", "fuse")
 	everyWorkload(t, daemon)
 }
 

@@ -259,9 +259,17 @@ func (r *Report) cell(w Workload, d string) string {
 	case w.Unit == "bytes":
 		main = fmt.Sprintf("%.2f GB/s", c.Center/1e9)
 	default:
-		main = fmt.Sprintf("%.0f k/s", c.Center/1e3)
+		main = PerSecond(c.Center)
 	}
 	return fmt.Sprintf("%s%s, p99 %.0f, cpu %.2f µs", main, spread, p99, cpu)
+}
+
+// PerSecond is a rate for people.
+func PerSecond(rate float64) string {
+	if rate < 10e3 {
+		return fmt.Sprintf("%.0f /s", rate)
+	}
+	return fmt.Sprintf("%.0f k/s", rate/1e3)
 }
 
 func (r *Report) writeStates(out io.Writer) {

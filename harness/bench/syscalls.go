@@ -87,7 +87,7 @@ func Syscalls(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepareShare(b.share); err != nil {
+	if err := b.prepareShare(); err != nil {
 		return nil, err
 	}
 	for _, w := range b.chosen() {

@@ -77,20 +77,23 @@ var parts = map[string]func(name string) error{
 }
 
 // prepareShare makes what the chosen workloads work on.
-func (o Options) prepareShare(share string) error {
+func (b *bed) prepareShare() (err error) {
 	need := map[string]bool{}
-	for _, w := range o.chosen() {
+	for _, w := range b.chosen() {
 		need[w.on] = true
 	}
-	need[manyName] = o.wantsState()
+	need[manyName] = b.wantsState()
 	for name, f := range parts {
 		if need[name] {
-			if err := f(filepath.Join(share, name)); err != nil {
+			if err := f(filepath.Join(b.share, name)); err != nil {
 				return fmt.Errorf("prepare the share: %w", err)
 			}
 		}
 	}
-	return nil
+	if need[slowName] {
+		b.unmount, err = mountSlow(filepath.Join(b.share, slowName))
+	}
+	return err
 }
 
 // writeBig makes a file of random bytes, a multiple of a MiB.
@@ -163,6 +166,7 @@ func Workloads() []Workload {
 		{Name: "read-4k-2x16", What: "READ 4 KiB at random, cached, on two queues, depth 16 on each", Measure: Rate, Unit: "ops", Depth: 32, Queues: 2, on: bigName, setup: readJob(4096, 32, true)},
 		{Name: "read-cold-4k", What: "READ 4 KiB at random, not cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: coldName, setup: coldJob(4096, true)},
 		{Name: "read-cold-128k", What: "READ 32 MiB in sequence by 128 KiB, not cached, depth 1", Measure: Rate, Unit: "bytes", Depth: 1, on: coldName, setup: coldJob(128<<10, false), ops: 3},
+		{Name: "read-slow-16", What: "READ 4 KiB from a disk that takes 10 ms for each, however many at once, depth 16", Measure: Rate, Unit: "ops", Depth: 16, on: slowName, setup: slowJob, ops: 64},
 		{Name: "small-files", What: "200 files of 1 to 8 KiB: CREATE, WRITE, FLUSH, RELEASE each; OPEN, READ, FLUSH, RELEASE each; UNLINK each", Measure: Rate, Unit: "files", Depth: 1, setup: smallJob, ops: 3},
 		{Name: "untar", What: "200 new files of 3 KiB in 10 new directories: LOOKUP, CREATE, WRITE, SETATTR of times, FLUSH, RELEASE each", Measure: Rate, Unit: "files", Depth: 1, setup: untarJob, ops: 3},
 		{Name: "git-status", What: "LOOKUP, GETATTR of 2,000 files in 50 directories, READDIRPLUS of each directory", Measure: Rate, Unit: "files", Depth: 1, on: treeName, setup: walkJob, ops: 3},
@@ -318,6 +322,25 @@ func readJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, err
 		}
 		return j, err
 	}
+}
+
+// slowJob waits for a disk.
+func slowJob(s *session, _ *rand.Rand) (*job, error) {
+	dir, err := s.fuse.Lookup(fe.RootNode, slowName)
+	if err != nil {
+		return nil, err
+	}
+	file, err := s.fuse.Lookup(dir.Node, slowFile)
+	if err != nil {
+		return nil, err
+	}
+	fh, err := s.fuse.Open(file.Node, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	return s.lanes(16, func(q *fe.Queue) (*step, error) {
+		return s.prepareOn(q, fe.Request{Op: fe.OpRead, Node: file.Node, Args: fe.ReadArgs(fh, 0, 4096), OutData: 4096})
+	})
 }
 
 func writeJob(size, depth int, random bool) func(*session, *rand.Rand) (*job, error) {

@@ -200,7 +200,7 @@ func amount(r *bench.Report, w bench.Workload, d string) string {
 	case w.Unit == "bytes":
 		return fmt.Sprintf("%.2f GB/s", v/1e9)
 	}
-	return fmt.Sprintf("%.0f k/s", v/1e3)
+	return bench.PerSecond(v)
 }
 
 // benchChart draws the ratios on a logarithmic axis: a bar to the right of 1 is a workload on which the first daemon is faster.
