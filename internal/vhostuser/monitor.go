@@ -13,13 +13,15 @@ import (
 const (
 	// monitorTick is the time after which a request counts as blocked: between one and two ticks.
 	monitorTick = 1 * time.Millisecond
-	// monitorLinger is for how many ticks without a request the monitor goes on before it parks.
-	monitorLinger = 50
-	// slowBelow is how many requests a tick a worker has to finish to count as fast: 50 µs for each. Below that, and with more of them
-	// waiting, waking another thread costs less than what it saves.
+	// monitorRare is the longest time between two looks at a guest that asks now and then.
+	monitorRare = 16 * monitorTick
+	// monitorLinger is for how long without a request the monitor goes on before it parks.
+	monitorLinger = 50 * monitorTick
+	// slowBelow is how many requests a millisecond a worker has to finish to count as fast: 50 µs for each. Below that, and with more of
+	// them waiting, waking another thread costs less than what it saves.
 	slowBelow = 20
-	// maxWaiting is the most workers that are put to work on requests which wait for something but are not blocked for long: a disk.
-	maxWaiting = 16
+	// MaxWaiting is the most workers of a queue that are put to work on requests which wait for something but are not blocked for long: a disk.
+	MaxWaiting = 16
 )
 
 // monitor watches over the queues of a device. It finds leaders that are blocked inside a request, and queues whose requests wait for
@@ -56,10 +58,11 @@ func (m *monitor) awake() {
 func (m *monitor) run() {
 	runtime.LockOSThread()      // so that a tick is a nanosleep of one thread, without the scheduler's timers
 	debug.SetPanicOnFault(true) // it looks into rings
+	sys.SetTimerSlack(sys.DefaultSlack)
 	last := make([]seen, len(m.dev.queues))
-	quiet := 0
+	tick, quiet := monitorTick, time.Duration(0)
 	for {
-		if ts := unix.NsecToTimespec(int64(monitorTick)); m.dev.cfg.Hidden > 0 {
+		if ts := unix.NsecToTimespec(int64(tick)); m.dev.cfg.Hidden > 0 && tick == monitorTick {
 			sys.NanosleepHeld(&ts)
 		} else {
 			unix.Nanosleep(&ts, nil)
@@ -69,16 +72,19 @@ func (m *monitor) run() {
 			return
 		default:
 		}
-		if m.look(last) {
+		busy, near := m.look(last, tick)
+		if quiet += tick; busy {
 			quiet = 0
-			continue
 		}
-		if quiet++; quiet < monitorLinger {
+		if tick = min(2*tick, monitorRare); near {
+			tick = monitorTick
+		}
+		if quiet < monitorLinger {
 			continue
 		}
 		// A worker that gets going from here on sees that we are parked; one that did before is seen to be awake.
 		m.parked.Store(true)
-		if !m.look(last) {
+		if busy, _ := m.look(last, tick); !busy {
 			for _, q := range m.dev.queues {
 				q.mu.Lock()
 				q.trim()
@@ -91,49 +97,50 @@ func (m *monitor) run() {
 			}
 		}
 		m.parked.Store(false)
-		quiet = 0
+		tick, quiet = monitorTick, 0
 	}
 }
 
-// look looks at all queues once and reports whether any is at work.
-func (m *monitor) look(last []seen) (busy bool) {
+// look looks at all queues once, and reports whether any was at work since the last tick, and whether there is reason to look closely: one
+// is at work just now, or has much to do.
+func (m *monitor) look(last []seen, tick time.Duration) (busy, near bool) {
 	for i, q := range m.dev.queues {
 		if !q.mu.TryLock() {
-			busy = true // somebody is at work there
+			busy, near = true, true // somebody is at work there
 			continue
 		}
-		if q.counters.Requests != last[i].requests || q.leader != nil && !q.asleep {
+		if served := q.counters.Requests - last[i].requests; served > 0 || q.leader != nil && !q.asleep {
 			busy = true
-			q.watch(&last[i])
+			near = near || !q.asleep || served >= uint64(tick/monitorTick)
+			q.watch(&last[i], tick)
 		}
 		q.mu.Unlock()
 	}
-	return busy
+	return busy, near
 }
 
 // watch does for one queue what a tick is for. The caller holds mu.
-func (q *queue) watch(last *seen) {
+func (q *queue) watch(last *seen, tick time.Duration) {
 	w := q.leader
 	served := q.counters.Requests - last.requests
 	was := *last
 	*last = seen{leader: w, requests: q.counters.Requests}
+	if q.asleep && q.inflight == 0 {
+		q.want = max(1, q.want/2)
+	}
 	if w == nil || !q.running() {
 		return
 	}
-	last.serial = w.serial
+	last.serial, last.cpu = w.serial, threadCPU(w.tid)
 	blocked := w.away && w == was.leader && w.serial == was.serial
-	if served >= slowBelow*uint64(max(q.active, 1)) {
+	if served >= slowBelow*uint64(tick/monitorTick)*uint64(max(q.active, 1)) {
 		q.want = 1
-	} else if n, err := q.pending(); err == nil && n > 0 {
+	} else if n, err := q.pending(); err == nil && n > 0 && w == was.leader {
 		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
-		// no use, but for large replies, which call for help themselves.
-		last.cpu = threadCPU(w.tid)
-		switch {
-		case blocked:
-			q.want = min(2*q.want, MaxWorkers)
-		case w == was.leader && was.cpu != 0 && last.cpu-was.cpu < monitorTick/2:
-			q.want = max(q.want, min(2*q.want, maxWaiting))
-		default:
+		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet.
+		if last.cpu-was.cpu < tick/2 {
+			q.want = max(q.want, min(2*q.want, MaxWaiting))
+		} else {
 			q.want = max(1, q.want/2)
 		}
 	}

@@ -28,6 +28,7 @@ type echo struct {
 	block                               chan struct{} // opBlock waits until it is closed
 	fail                                error         // what NewHandler returns
 	start                               time.Duration // how long it takes
+	sleep                               time.Duration // how long opSleep takes
 	ahead, aheads                       atomic.Int32  // how many more times there is something to do ahead; how many times it was asked
 }
 
@@ -35,7 +36,7 @@ const (
 	opBlock = 255 - iota
 	opPanic
 	opPanicTwice // in Abort too
-	opSleep      // 300 µs, as a disk does
+	opSleep      // as a disk does
 	opQuick      = 3
 )
 
@@ -73,7 +74,7 @@ func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 		if n := h.e.sleeping.Add(1); n > h.e.most.Load() {
 			h.e.most.Store(n)
 		}
-		ts := unix.NsecToTimespec(300_000)
+		ts := unix.NsecToTimespec(int64(h.e.sleep))
 		unix.Nanosleep(&ts, nil)
 		h.e.sleeping.Add(-1)
 	}
