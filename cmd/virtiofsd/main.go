@@ -11,11 +11,12 @@ import (
 	"runtime"
 
 	"virtiofsd/internal/daemon"
+	"virtiofsd/internal/sandbox"
 )
 
 func init() {
-	// The serving child is killed when the thread that started it ends: main must stay on one.
-	runtime.LockOSThread()
+	sandbox.Begin()
+	runtime.LockOSThread() // the serving child is killed when the thread that started it ends: main must stay on one
 }
 
 func main() { os.Exit(daemon.Main(os.Args[1:], os.Stdout, os.Stderr)) }

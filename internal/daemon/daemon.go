@@ -339,9 +339,6 @@ type server struct {
 }
 
 func (s *server) serve(ctx context.Context) error {
-	// A queue's leader that polls keeps a processor of Go's busy: there have to be more of them than can poll at once, or whoever
-	// wakes up finds none. The kernel shares the real processors out.
-	runtime.GOMAXPROCS(max(8, 2*runtime.NumCPU()))
 	if s.SingleUser != "" {
 		s.TranslateUID, s.TranslateGID = s.SingleUserRules(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}

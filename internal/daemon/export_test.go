@@ -70,6 +70,7 @@ func init() {
 
 // InsiderMain is the daemon's main function where the environment asks for an insider. Parent and probe are the daemon's own.
 func InsiderMain() int {
+	sandbox.Begin()
 	var o Outside
 	err := json.Unmarshal([]byte(os.Getenv(InsiderEnv)), &o)
 	if os.Getenv(sandbox.StageEnv) != "child" || err != nil {

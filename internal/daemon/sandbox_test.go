@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -411,5 +412,31 @@ func TestSocketAppearsWithTheSandbox(t *testing.T) {
 		assert.Equal(t, 1, seen, "the process that serves")
 		require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
 		assert.NoError(t, cmd.Wait())
+	}
+}
+
+// TestOnlyTheWatchdogWakesUpLate: of the serving process's threads the one of Go's runtime that looks after the others may sleep longer than it
+// says, and no other: what they sleep for, somebody waits for.
+func TestOnlyTheWatchdogWakesUpLate(t *testing.T) {
+	testenv.Need(t, "root")
+	for range 5 {
+		h := newHost(t)
+		d := h.start(t, launcher{})
+		h.serve(t)
+		var late []string
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.ServingPID()))
+		require.NoError(t, err)
+		for _, thread := range threads {
+			slack, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+				continue // it has ended
+			}
+			require.NoError(t, err)
+			if string(slack) != "50000\n" {
+				late = append(late, string(slack))
+			}
+		}
+		assert.Equal(t, []string{"20000000\n"}, late)
+		d.Kill()
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"virtiofsd/internal/config"
 	"virtiofsd/internal/idmap"
 	"virtiofsd/internal/seccomp"
+	"virtiofsd/internal/sys"
 )
 
 // StageEnv is the environment variable by which this program, started by itself, knows what it is.
@@ -97,7 +98,7 @@ func Start(o Order, files ...*os.File) (*Child, error) {
 
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"virtiofsd"}
-	cmd.Env = append(os.Environ(), StageEnv+"="+stageChild)
+	cmd.Env = append(os.Environ(), StageEnv+"="+stageChild, "GOMAXPROCS=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
 	cmd.ExtraFiles = append([]*os.File{orderR, reportW}, files...)
 	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -116,7 +117,10 @@ func Start(o Order, files ...*os.File) (*Child, error) {
 	}
 	cmd.SysProcAttr = attr
 	c := &Child{cmd: cmd, order: orderW, report: reportR}
-	if err := cmd.Start(); err != nil {
+	sys.SetTimerSlack(timerSlack)
+	err = cmd.Start()
+	sys.SetTimerSlack(sys.DefaultSlack)
+	if err != nil {
 		c.close()
 		return nil, &StepError{start, clean(err)}
 	}

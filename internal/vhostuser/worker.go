@@ -103,6 +103,7 @@ func explain(r any) error {
 func (w *worker) run() {
 	runtime.LockOSThread() // never unlocked: the thread, whose credentials we may have changed, ends with the goroutine
 	debug.SetPanicOnFault(true)
+	sys.SetTimerSlack(sys.DefaultSlack)
 	q := w.q
 	var err error
 	w.handler, err = q.dev.backend.NewHandler(q.index)
