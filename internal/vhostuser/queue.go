@@ -46,6 +46,7 @@ type queue struct {
 	poll      time.Duration
 	brisk     bool      // the last sleep was short
 	pollAgain time.Time // no polling before
+	credit    int       // of hits of polling, see adapt
 	unshared  int       // how many more large replies are not to be shared
 	backoff   int       // what unshared was set to last
 	want      int       // how many workers shall be at work while requests wait; the monitor's to set

@@ -379,6 +379,7 @@ func (w *worker) rest() {
 			}
 			if n, err := q.pending(); n > 0 || err != nil {
 				q.counters.PollHits++
+				q.hit()
 				return
 			}
 			if now.Sub(last) > lostProcessor {
@@ -448,14 +449,28 @@ func (q *queue) sleep(brisk, kickless bool) error {
 	return err
 }
 
-// adapt sets the polling time by how long the queue waited in vain polling and in the sleep after it, as the kernel's halt polling does
-// (virt/kvm/kvm_main.c): a wait that more polling could have caught doubles it, a longer one halves it. The caller holds mu.
+// mostCredit is how many hits of polling count at most, and vainCost how many of them a turn in vain uses up: polling in vain takes several
+// times the processor time that a hit saves. A sequence with a wait for something else in it, such as a FORGET after UNLINK, goes on being
+// polled for.
+const (
+	mostCredit = 8
+	vainCost   = 3
+)
+
+// hit notes that polling caught a request. The caller holds mu.
+func (q *queue) hit() { q.credit = min(q.credit+1, mostCredit) }
+
+// adapt sets the polling time by how long the queue waited in vain polling and in the sleep after it, much as the kernel's halt polling does
+// (virt/kvm/kvm_main.c): a wait that more polling could have caught doubles it, a longer one halves it unless there is credit. The caller
+// holds mu.
 func (q *queue) adapt(waited time.Duration) {
 	most := q.dev.cfg.Poll
 	switch {
 	case time.Now().Before(q.pollAgain):
 	case waited <= most:
 		q.poll = min(max(2*q.poll, pollStart), most)
+	case q.credit >= vainCost:
+		q.credit -= vainCost
 	case q.poll > pollStart:
 		q.poll /= 2
 	default:

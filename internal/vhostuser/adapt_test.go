@@ -1,0 +1,44 @@
+package vhostuser
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// TestPollingAdapts: a queue is polled for longer where that would have caught a request, and gives it up where it is in vain more often than
+// it is worth.
+func TestPollingAdapts(t *testing.T) {
+	const most, short, long = 50 * time.Microsecond, 20 * time.Microsecond, 2 * time.Millisecond
+	q := &queue{dev: &device{cfg: Config{Poll: most}}}
+	wait := func(d time.Duration) {
+		if d < q.poll {
+			q.hit()
+		} else {
+			q.adapt(d)
+		}
+	}
+	wait(long)
+	assert.Zero(t, q.poll, "nothing says that polling would help")
+	for range 10 {
+		wait(short)
+	}
+	assert.Greater(t, q.poll, short)
+	for range 100 { // as creating and deleting files does: one of six waits is for something else
+		for range 5 {
+			wait(short)
+		}
+		wait(long)
+		assert.Greater(t, q.poll, short)
+	}
+	for range 20 { // every second one
+		wait(short)
+		wait(long)
+	}
+	assert.Less(t, q.poll, short)
+	for range 10 {
+		wait(long)
+	}
+	assert.Zero(t, q.poll)
+}
