@@ -13,8 +13,9 @@ import (
 // It is the second mutex of Drepper's "Futexes Are Tricky": 0 unlocked, 1 locked, 2 locked and perhaps waited for.
 type Mutex struct{ state atomic.Uint32 }
 
-// spins is how often Lock looks again before it sleeps: what the lock is held for takes less than going to sleep does.
-const spins = 64
+// spins is how often Lock looks again before it sleeps, for a microsecond or two in all: what the lock is held for takes less than going to
+// sleep does, and than being woken up.
+const spins = 20
 
 // TryLock locks m if that can be done at once, and reports whether it did.
 func (m *Mutex) TryLock() bool { return m.state.CompareAndSwap(0, 1) }
@@ -25,6 +26,7 @@ func (m *Mutex) Lock() {
 		return
 	}
 	for range spins {
+		Relax()
 		if m.state.Load() == 0 && m.TryLock() {
 			return
 		}

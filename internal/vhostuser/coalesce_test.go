@@ -31,6 +31,24 @@ func TestDriverIsToldOfSeveralQuickRequestsAtOnce(t *testing.T) {
 	assert.Equal(t, []int{1}, c.told(1, time.Microsecond), "who waits for one request waits for no other")
 }
 
+// TestDriverIsToldOfAsManyAsTakeAMoment: writes of 4 KiB take some 6 µs each.
+func TestDriverIsToldOfAsManyAsTakeAMoment(t *testing.T) {
+	const each = 6 * time.Microsecond
+	var c coalescer
+	tellings, longest := 0, 0
+	for range 50 {
+		c.told(64, each)
+	}
+	for range 100 {
+		last := 0
+		for _, i := range c.told(64, each) {
+			tellings, longest, last = tellings+1, max(longest, i-last), i
+		}
+	}
+	assert.Less(t, tellings, 100*64/3)
+	assert.LessOrEqual(t, time.Duration(longest)*each, 2*(coalesceTime+each), "a try with twice as many")
+}
+
 func TestDriverIsToldOfSlowRequestsAtOnce(t *testing.T) {
 	var c coalescer
 	for range 8 {

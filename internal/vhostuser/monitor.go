@@ -131,16 +131,19 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	if w == nil || !q.running() {
 		return
 	}
-	last.serial, last.cpu = w.serial, threadCPU(w.tid)
+	last.serial = w.serial
 	blocked := w.away && w == was.leader && w.serial == was.serial
 	if served >= slowBelow*uint64(tick/monitorTick)*uint64(max(q.active, 1)) {
 		q.want = 1
-	} else if n, err := q.pending(); err == nil && n > 0 && w == was.leader {
+	} else if n, err := q.pending(); err == nil && n > 0 {
 		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
 		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet.
-		if last.cpu-was.cpu < tick/2 {
+		last.cpu = threadCPU(w.tid)
+		switch {
+		case w != was.leader || was.cpu == 0:
+		case last.cpu-was.cpu < tick/2:
 			q.want = max(q.want, min(2*q.want, MaxWaiting))
-		} else {
+		default:
 			q.want = max(1, q.want/2)
 		}
 	}

@@ -371,7 +371,7 @@ func (w *worker) rest() {
 		end, last := began.Add(q.poll), began
 		for {
 			q.mu.Unlock()
-			virtqueue.Relax()
+			sys.Relax()
 			now := time.Now()
 			q.mu.Lock()
 			if q.leader != w || !q.running() {

@@ -1,6 +1,6 @@
 //go:build !amd64 && !arm64
 
-package virtqueue
+package sys
 
 // Relax does nothing where we know no instruction for it.
 func Relax() {}

@@ -1,6 +1,6 @@
 //go:build amd64 || arm64
 
-package virtqueue
+package sys
 
 // Relax tells the processor that the caller is spinning: some tens of nanoseconds in which the sibling hyperthread and the power
 // budget are spared.
