@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,6 +83,7 @@ func (a *app) measureReady(ctx context.Context, f *benchReadyFlags, names []stri
 				if err != nil {
 					return nil, fmt.Errorf("%s, %s: %w", s.ID, i.Name, err)
 				}
+				why, _, _ = strings.Cut(why, ":") // the rest is for people, and names paths
 				r.Starts = append(r.Starts, bench.Start{UseCase: s.UseCase, Scenario: s.ID, Daemon: i.Name, Round: round, ReadyMS: float64(after) / 1e6, Why: why})
 			}
 		}

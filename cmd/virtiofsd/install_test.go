@@ -125,3 +125,19 @@ func TestDeb(t *testing.T) {
 		assert.Regexp(t, `(?m) root/root .* \./usr/`+regexp.QuoteMeta(f)+`( -> .*)?$`, string(out))
 	}
 }
+
+// TestBuiltWithCgo: whoever builds the program so is told, and not only by a child that fails.
+func TestBuiltWithCgo(t *testing.T) {
+	testenv.Need(t, "gcc")
+	bin := filepath.Join(t.TempDir(), "virtiofsd")
+	build := exec.Command("go", "build", "-o", bin, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	out, err = exec.Command(bin, "--version").CombinedOutput()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit)
+	assert.Equal(t, 1, exit.ExitCode())
+	assert.Contains(t, string(out), "build it with CGO_ENABLED=0")
+	assert.Equal(t, 1, strings.Count(string(out), "\n"))
+}

@@ -35,7 +35,7 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 
 	page := benchPage(r, nil)
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
-	assert.Regexp(t, `broken \| fails \| 1 k/s .*EIO`, page)
+	assert.Regexp(t, `broken \| fails \| 1000 /s .*EIO`, page)
 	assert.Contains(t, benchPage(nil, nil), "Not measured yet")
 	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon", "## In a guest"} {
 		assert.NotContains(t, page, title, "nothing of that was measured")

@@ -46,6 +46,7 @@ func needs() map[string]need {
 		"loop":      {probeOpen("/dev/loop-control"), "load the module: modprobe loop"},
 		"mkfs":      {probeTool("mkfs.ext4"), "install the package e2fsprogs"},
 		"strace":    {probeTool("strace"), "install the package strace"},
+		"gcc":       {probeTool("gcc"), "install the package gcc"},
 		"qemu":      {probeTool("qemu-system-x86_64"), "install the package qemu-system-x86"},
 		"apt":       {probeTool("apt-get"), "use a Debian machine, or give kernel images by path"},
 		"chromium":  {probeTool("chromium"), "install the package chromium"},
