@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -48,10 +49,9 @@ sides.`,
 			if err != nil {
 				return err
 			}
-			if err := writeJSON(f.json, r); err != nil {
+			if err := publish(cmd, f.json, r); err != nil {
 				return err
 			}
-			r.WriteTable(cmd.OutOrStdout())
 			if old != nil && old.WriteChanges(cmd.OutOrStdout(), r) > 0 {
 				return errNotExpected
 			}
@@ -73,6 +73,15 @@ sides.`,
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
 	cmd.AddCommand(a.benchGuest(), a.benchReady())
 	return cmd
+}
+
+// publish writes a report to a file, if one is named, and prints it.
+func publish(cmd *cobra.Command, file string, r interface{ WriteTable(io.Writer) }) error {
+	if err := writeJSON(file, r); err != nil {
+		return err
+	}
+	r.WriteTable(cmd.OutOrStdout())
+	return nil
 }
 
 // measure does what the flags ask for.

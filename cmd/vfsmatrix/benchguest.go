@@ -39,11 +39,7 @@ Without KVM the emulated processor is most of what is measured: the report says 
 			if err != nil {
 				return err
 			}
-			if err := writeJSON(f.json, r); err != nil {
-				return err
-			}
-			r.WriteTable(cmd.OutOrStdout())
-			return nil
+			return publish(cmd, f.json, r)
 		},
 	}
 	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)

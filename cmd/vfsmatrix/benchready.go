@@ -33,11 +33,7 @@ it takes until the socket is there. Daemons take turns; figures are medians of r
 			if err != nil {
 				return err
 			}
-			if err := writeJSON(f.json, r); err != nil {
-				return err
-			}
-			r.WriteTable(cmd.OutOrStdout())
-			return nil
+			return publish(cmd, f.json, r)
 		},
 	}
 	cmd.Flags().StringSliceVar(&f.impls, "impl", defaultImpls, implHelp)
@@ -84,7 +80,7 @@ func (a *app) measureReady(ctx context.Context, f *benchReadyFlags, names []stri
 					return nil, fmt.Errorf("%s, %s: %w", s.ID, i.Name, err)
 				}
 				why, _, _ = strings.Cut(why, ":") // the rest is for people, and names paths
-				r.Starts = append(r.Starts, bench.Start{UseCase: s.UseCase, Scenario: s.ID, Daemon: i.Name, Round: round, ReadyMS: float64(after) / 1e6, Why: why})
+				r.Starts = append(r.Starts, bench.Start{Scenario: s.ID, Daemon: i.Name, Round: round, ReadyMS: float64(after) / 1e6, Why: why})
 			}
 		}
 		progress(fmt.Sprintf("round %d of %d: %.1f s", round+1, f.rounds, time.Since(began).Seconds()))

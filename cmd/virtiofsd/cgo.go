@@ -2,15 +2,7 @@
 
 package main
 
-import (
-	"fmt"
-	"os"
-)
-
 // With cgo, libcap's psx looks for the process's threads in a /proc that a new PID namespace has not been given, and ends the child.
 func init() {
-	unfit = func() {
-		fmt.Fprintln(os.Stderr, "virtiofsd: this program was built with cgo, and cannot give its capabilities up so; remedy: build it with CGO_ENABLED=0, as make does")
-		os.Exit(1)
-	}
+	unfit = "this program was built with cgo, and cannot give its capabilities up so; remedy: build it with CGO_ENABLED=0, as make does"
 }

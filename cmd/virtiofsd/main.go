@@ -7,6 +7,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 
@@ -19,10 +20,13 @@ func init() {
 	runtime.LockOSThread() // the serving child is killed when the thread that started it ends: main must stay on one
 }
 
-// unfit ends a program that was built in a way in which it would fail later.
-var unfit = func() {}
+// unfit is why a program that was built in some other way would fail later.
+var unfit string
 
 func main() {
-	unfit()
+	if unfit != "" {
+		fmt.Fprintln(os.Stderr, "virtiofsd: "+unfit)
+		os.Exit(1)
+	}
 	os.Exit(daemon.Main(os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -62,7 +62,6 @@ type State struct {
 
 // Start is one start of a daemon as a scenario's launcher does it, with nobody connecting.
 type Start struct {
-	UseCase  string  `json:"use_case"`
 	Scenario string  `json:"scenario"`
 	Daemon   string  `json:"daemon"`
 	Round    int     `json:"round"`

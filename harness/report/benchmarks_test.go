@@ -57,8 +57,8 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 		},
 		Points: []bench.Point{{What: "READDIRPLUS of n entries, per entry", Unit: "µs", N: 1000, Daemon: "c", Value: 3}},
 		Starts: []bench.Start{
-			{UseCase: "B", Scenario: "b-user", Daemon: "ours", ReadyMS: 12}, {UseCase: "B", Scenario: "b-user", Daemon: "ours", ReadyMS: 14},
-			{UseCase: "B", Scenario: "b-user", Daemon: "c", Why: "it needs root"},
+			{Scenario: "b-user", Daemon: "ours", ReadyMS: 12}, {Scenario: "b-user", Daemon: "ours", ReadyMS: 14},
+			{Scenario: "b-user", Daemon: "c", Why: "it needs root"},
 		},
 	}
 	page := benchPage(r, nil)

@@ -7,6 +7,19 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
+// MaxWaiting is for the tests from outside.
+const MaxWaiting = maxWaiting
+
+// TestHelpIsNotKeptForASilentQueue: what a disk needed, the next burst of quick requests does not.
+func TestHelpIsNotKeptForASilentQueue(t *testing.T) {
+	q := &queue{want: maxWaiting, asleep: true}
+	q.watch(&seen{}, monitorTick)
+	assert.Equal(t, maxWaiting/2, q.want)
+	q.inflight = 1
+	q.watch(&seen{}, monitorTick)
+	assert.Equal(t, maxWaiting/2, q.want, "a worker waits for it")
+}
+
 // TestPollingAdapts: a queue is polled for longer where that would have caught a request, and gives it up where it is in vain more often than
 // it is worth.
 func TestPollingAdapts(t *testing.T) {

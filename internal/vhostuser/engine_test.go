@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// As the daemon does: workers that come out of a system call find a processor of Go's.
-	runtime.GOMAXPROCS(max(8, 2*runtime.NumCPU()))
+	runtime.GOMAXPROCS(max(16, 2*runtime.NumCPU()))
 	os.Exit(m.Run())
 }
 

@@ -20,8 +20,8 @@ const (
 	// slowBelow is how many requests a millisecond a worker has to finish to count as fast: 50 µs for each. Below that, and with more of
 	// them waiting, waking another thread costs less than what it saves.
 	slowBelow = 20
-	// MaxWaiting is the most workers of a queue that are put to work on requests which wait for something but are not blocked for long: a disk.
-	MaxWaiting = 16
+	// maxWaiting is the most workers of a queue that are put to work on requests which wait for something but are not blocked for long: a disk.
+	maxWaiting = 16
 )
 
 // monitor watches over the queues of a device. It finds leaders that are blocked inside a request, and queues whose requests wait for
@@ -142,7 +142,7 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 		switch {
 		case w != was.leader || was.cpu == 0:
 		case last.cpu-was.cpu < tick/2:
-			q.want = max(q.want, min(2*q.want, MaxWaiting))
+			q.want = max(q.want, min(2*q.want, maxWaiting))
 		default:
 			q.want = max(1, q.want/2)
 		}
