@@ -263,7 +263,7 @@ func TestReusedInodeNumbersAreOtherFiles(t *testing.T) {
 	g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever})
 	// ext4 and tmpfs hand out the number of a removed file soon again.
 	reused := false
-	for range 200 {
+	for range 2000 {
 		require.NoError(t, os.WriteFile(g.dir+"/f", []byte("1"), 0o600))
 		a, e := g.lookup(root, "f")
 		require.Zero(t, e)
@@ -466,4 +466,34 @@ func TestMadeIsOfTheTypeThatWasAskedFor(t *testing.T) {
 	<-done
 	t.Log(exchanged, "were exchanged in between")
 	require.NotZero(t, exchanged, "nothing was tried")
+}
+
+// A guest can replay INIT on two queues at once, among other requests. No session may come out of it without its root, nor with a file that
+// is known by its identity and not by its number, which would be stale for good.
+func TestSessionsThatBeginTogetherKeepTheRoot(t *testing.T) {
+	g := mount(t, t.TempDir(), Config{})
+	table := g.fs.nodes
+	for range 2000 {
+		var all sync.WaitGroup
+		for i := range 3 {
+			all.Go(func() {
+				for range 3 {
+					switch i {
+					case 0:
+						table.add(&inode{identity: identity{key: key{ino: 1 << 40}, typ: unix.S_IFREG}})
+					default:
+						table.clear(g.fs.root)
+					}
+				}
+			})
+		}
+		all.Wait()
+		_, e := g.getattr(root)
+		require.Zero(t, e, "the root")
+		for i := range table.keys {
+			for _, n := range table.keys[i].m {
+				require.Same(t, n, table.idShard(n.id).m[n.id], "known by identity only")
+			}
+		}
+	}
 }

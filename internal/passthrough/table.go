@@ -177,16 +177,13 @@ func (t *table) forget(id, count uint64) {
 	}
 }
 
-// clear forgets everything but the root.
+// clear forgets everything but the root, which is found at every moment. It holds all locks at once: an inode that is added meanwhile,
+// as a guest can have it by an INIT among its requests, is in both maps or in none.
 func (t *table) clear(root *inode) {
-	var all []*inode
 	for i := range t.keys {
-		s := &t.keys[i]
-		s.mu.Lock()
-		clear(s.m)
-		s.m = map[key]*inode{}
-		s.mu.Unlock()
+		t.keys[i].mu.Lock()
 	}
+	var all []*inode
 	for i := range t.ids {
 		s := &t.ids[i]
 		s.mu.Lock()
@@ -195,14 +192,22 @@ func (t *table) clear(root *inode) {
 				all = append(all, n)
 			}
 		}
-		s.m = map[uint64]*inode{}
+		s.m, s.most = map[uint64]*inode{}, 0
+		if root != nil && s == t.idShard(root.id) {
+			s.m[root.id] = root
+		}
+		s.mu.Unlock()
+	}
+	for i := range t.keys {
+		s := &t.keys[i]
+		s.m, s.most = map[key]*inode{}, 0
+		if root != nil && s == t.keyShard(root.key) {
+			s.m[root.key] = root
+		}
 		s.mu.Unlock()
 	}
 	for _, n := range all {
 		n.kill(t.fds)
-	}
-	if root != nil {
-		t.add(root)
 	}
 }
 
