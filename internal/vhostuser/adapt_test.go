@@ -55,3 +55,25 @@ func TestPollingAdapts(t *testing.T) {
 	}
 	assert.Zero(t, q.poll)
 }
+
+// TestPollingPausesLongerTheMoreItIsInterrupted: once in a while is the host's doing; each time is somebody who needs the processor.
+func TestPollingPausesLongerTheMoreItIsInterrupted(t *testing.T) {
+	q := &queue{}
+	now := time.Now()
+	for range 10 {
+		now = now.Add(200 * time.Millisecond)
+		q.interrupted(now)
+		assert.Equal(t, pauseLeast, q.pollAgain.Sub(now), "now and then")
+	}
+	paused, began := time.Duration(0), now
+	for range 100 {
+		now = q.pollAgain.Add(3 * time.Millisecond) // a slice of the processor
+		q.interrupted(now)
+		paused += q.pollAgain.Sub(now)
+	}
+	assert.Equal(t, pauseMost, q.pause)
+	assert.Greater(t, paused, now.Sub(began)*9/10)
+	now = now.Add(10 * time.Second)
+	q.interrupted(now)
+	assert.Equal(t, pauseLeast, q.pause)
+}

@@ -149,6 +149,7 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	}
 	if blocked {
 		q.tellAll()
+		w.giveBack()
 		q.leader = nil
 		if q.call1(MaxWorkers) {
 			q.counters.Takeovers++

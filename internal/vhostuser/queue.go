@@ -43,15 +43,17 @@ type queue struct {
 
 	leader    *worker // who polls and sleeps, or will when its request is done
 	asleep    bool    // the leader sleeps
+	minder    *worker // of the high-priority queue: whose leader takes its requests while its own sleeps
 	poll      time.Duration
-	brisk     bool      // the last sleep was short
-	pollAgain time.Time // no polling before
-	credit    int       // of hits of polling, see adapt
-	unshared  int       // how many more large replies are not to be shared
-	backoff   int       // what unshared was set to last
-	want      int       // how many workers shall be at work while requests wait; the monitor's to set
-	active    int       // workers at work: leading, serving or about to
-	inflight  int       // requests being served
+	brisk     bool          // the last sleep was short
+	pollAgain time.Time     // no polling before
+	pause     time.Duration // the last one of polling
+	credit    int           // of hits of polling, see adapt
+	unshared  int           // how many more large replies are not to be shared
+	backoff   int           // what unshared was set to last
+	want      int           // how many workers shall be at work while requests wait; the monitor's to set
+	active    int           // workers at work: leading, serving or about to
+	inflight  int           // requests being served
 	workers   map[*worker]struct{}
 	spares    int // workers blocked in spring, less those that were called already
 	dismiss   int // how many of those called shall end

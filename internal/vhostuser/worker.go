@@ -23,11 +23,14 @@ const largeReply = 64 << 10
 // polling is given up.
 const pollStart = 8 * time.Microsecond
 
-// A turn of polling that takes as long as lostProcessor was interrupted for somebody else, who has better use for the processor: there is
-// no polling for pollPause.
+// A turn of polling that takes as long as lostProcessor was interrupted for somebody else, who may have better use for the processor: there
+// is a pause of polling. It is short where that happens now and then, as it does on a virtual machine whose host has other things to do, and
+// twice as long each time that polling is interrupted again within pauseRare times its length.
 const (
 	lostProcessor = 50 * time.Microsecond
-	pollPause     = 50 * time.Millisecond
+	pauseLeast    = 200 * time.Microsecond
+	pauseMost     = 50 * time.Millisecond
+	pauseRare     = 20
 )
 
 var (
@@ -41,12 +44,16 @@ type worker struct {
 	handler Handler
 	ahead   Foreseer // the handler, or nil
 	chain   virtqueue.Chain
-	unfit   bool // its handler could not be put in order after a panic
+	unfit   bool    // its handler could not be put in order after a panic
+	deputy  *worker // this one as a worker of the high-priority queue; nil before the first time
+	bound   bool    // it is such a deputy, and takes as many requests as its quota
+	quota   int
 
 	tid     int             // guarded
 	serial  uint64          // counts what the worker began outside of the lock; guarded
 	away    bool            // is outside of the lock, inside a request or a system call; guarded
 	serving bool            // is inside a request; guarded
+	minds   bool            // minds the high-priority queue, unless that one says otherwise; guarded
 	mem     *guestmem.Table // the request's; guarded
 }
 
@@ -154,6 +161,7 @@ func (w *worker) work() {
 		if q.leader == w {
 			q.leader = nil
 		}
+		w.giveBack()
 		q.still.Broadcast()
 	}()
 	var head uint16
@@ -161,18 +169,15 @@ func (w *worker) work() {
 	var out aftermath
 	served := 0
 	pushing := false // a request was served and is to be pushed
+	rested := false  // the ring was empty before this request
 	for {
 		next, ok := w.turn(pushing, head, used, &out)
 		pushing = false
 		if !ok {
 			switch {
 			case out.any(): // the state may be another one afterwards
-				w.leave(nil)
-				q.mu.Unlock()
-				out.do(q)
-				q.mu.Lock()
-				out.done()
-				w.back()
+				w.settle(&out)
+				rested = true
 			case w.unfit || !q.running():
 				return
 			case w.surplus():
@@ -181,45 +186,68 @@ func (w *worker) work() {
 			default:
 				q.leader = w
 				w.rest()
+				rested = true
 			}
 			continue
 		}
 		if q.leader == nil {
 			q.leader = w
 		}
+		if !rested {
+			w.giveBack()
+		}
+		rested = false
 		head = next
-		layout := q.ring.Layout
-		q.counters.Requests++
-		q.inflight++
-		w.leave(q.ring.Mem())
-		w.serving = true
 		if q.active < q.want {
 			q.help()
 		}
-		q.mu.Unlock()
-
-		if out.any() {
-			out.do(q)
-		}
-		var err error
-		used, err = w.serve(&layout, head)
-
-		q.mu.Lock()
-		out.done()
-		w.serving = false
-		w.back()
-		q.inflight--
+		used = w.one(head, &out)
 		served++
 		pushing = true
-		if err != nil {
-			out.bad = err
-			if errors.Is(err, errMalformed) {
-				q.counters.Malformed++
-			} else {
-				q.counters.Faults++
-			}
+	}
+}
+
+// settle does what a turn left to do. The caller holds mu, before and after.
+func (w *worker) settle(out *aftermath) {
+	q := w.q
+	w.leave(nil)
+	q.mu.Unlock()
+	out.do(q)
+	q.mu.Lock()
+	out.done()
+	w.back()
+}
+
+// one serves the request at head, after what the turn left to do, and leaves in out what was wrong with it. The caller holds mu, before and
+// after.
+func (w *worker) one(head uint16, out *aftermath) (used uint32) {
+	q := w.q
+	layout := q.ring.Layout
+	q.counters.Requests++
+	q.inflight++
+	w.leave(q.ring.Mem())
+	w.serving = true
+	q.mu.Unlock()
+
+	if out.any() {
+		out.do(q)
+	}
+	used, err := w.serve(&layout, head)
+
+	q.mu.Lock()
+	out.done()
+	w.serving = false
+	w.back()
+	q.inflight--
+	if err != nil {
+		out.bad = err
+		if errors.Is(err, errMalformed) {
+			q.counters.Malformed++
+		} else {
+			q.counters.Faults++
 		}
 	}
+	return used
 }
 
 // leave and back frame the time outside of the lock, for the monitor and for whoever wants to unmap mem.
@@ -228,6 +256,18 @@ func (w *worker) back()                     { w.away, w.mem = false, nil }
 
 // surplus reports whether others do the queue's work. The caller holds mu.
 func (w *worker) surplus() bool { return w.q.leader != nil && w.q.leader != w }
+
+// takes reports whether the worker is to take one more request. The caller holds mu.
+func (w *worker) takes() bool {
+	q := w.q
+	switch {
+	case w.unfit || !q.running():
+		return false
+	case w.bound:
+		return w.quota > 0
+	}
+	return !w.surplus() || q.active <= q.want
+}
 
 // turn is all that has to be done with the ring between two requests: it pushes the one that was served, finds out whether the driver is
 // to be interrupted, and takes the next.
@@ -257,7 +297,7 @@ func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, 
 		q.ring.Push(head, used)
 		q.tell.untold++
 	}
-	if !w.unfit && q.running() && (!w.surplus() || q.active <= q.want) {
+	if w.takes() {
 		next, ok, err = q.ring.Next()
 	}
 	if usable && q.tell.untold > 0 && (!ok || q.tell.due(q.ring.Waiting(), sys.Clock)) {
@@ -327,14 +367,20 @@ func (w *worker) rescue(used *uint32, err *error) {
 	w.handler.Abort()
 }
 
-func (w *worker) listen() (more bool, err error) {
+func (q *queue) listen() (more bool, err error) {
 	defer rescue(&err)
-	return w.q.ring.Listen()
+	return q.ring.Listen()
 }
 
-func (w *worker) quiet() (err error) {
+func (q *queue) quiet() (err error) {
 	defer rescue(&err)
-	w.q.ring.Quiet()
+	q.ring.Quiet()
+	return nil
+}
+
+func (q *queue) hush() (err error) {
+	defer rescue(&err)
+	q.ring.Hush()
 	return nil
 }
 
@@ -355,6 +401,9 @@ func (w *worker) foresee() bool {
 			q.counters.PollHits++
 			return true
 		}
+		if w.deputize() && w.unfit {
+			return true
+		}
 	}
 	return false
 }
@@ -367,7 +416,8 @@ func (w *worker) rest() {
 		return
 	}
 	began := time.Now()
-	if q.poll > 0 {
+	if q.poll > 0 && began.After(q.pollAgain) {
+		w.mind()
 		end, last := began.Add(q.poll), began
 		for {
 			q.mu.Unlock()
@@ -382,8 +432,17 @@ func (w *worker) rest() {
 				q.hit()
 				return
 			}
+			if w.deputize() {
+				if w.unfit {
+					return
+				}
+				q.hit()
+				last = time.Now()
+				end = last.Add(q.poll)
+				continue
+			}
 			if now.Sub(last) > lostProcessor {
-				q.poll, q.pollAgain = 0, now.Add(pollPause)
+				q.interrupted(now)
 				break
 			}
 			if now.After(end) {
@@ -392,7 +451,8 @@ func (w *worker) rest() {
 			last = now
 		}
 	}
-	if more, err := w.listen(); more || err != nil {
+	w.giveBack()
+	if more, err := q.listen(); more || err != nil {
 		return
 	}
 	q.counters.Sleeps++
@@ -405,9 +465,10 @@ func (w *worker) rest() {
 
 	q.mu.Lock()
 	q.asleep = false
+	q.unmind()
 	q.dev.monitor.awake() // with mu held, so that the monitor either sees us awake or is seen to be parked
 	if q.leader == w && q.running() {
-		w.quiet()
+		q.quiet()
 	}
 	if err == nil { // and not a signal of Go's scheduler
 		q.brisk = waited < briskSleep
@@ -456,6 +517,16 @@ const (
 	mostCredit = 8
 	vainCost   = 3
 )
+
+// interrupted notes that polling was. The caller holds mu.
+func (q *queue) interrupted(now time.Time) {
+	if now.Sub(q.pollAgain) > pauseRare*q.pause {
+		q.pause = pauseLeast
+	} else {
+		q.pause = min(2*q.pause, pauseMost)
+	}
+	q.pollAgain = now.Add(q.pause)
+}
 
 // hit notes that polling caught a request. The caller holds mu.
 func (q *queue) hit() { q.credit = min(q.credit+1, mostCredit) }

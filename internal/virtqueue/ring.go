@@ -162,6 +162,15 @@ func (r *Ring) Quiet() {
 	}
 }
 
+// Hush is Quiet after a Listen that nothing has come after: the index is put behind.
+func (r *Ring) Hush() {
+	if r.features.EventIdx {
+		r.used.Store16(vhostabi.RingHeader+vhostabi.UsedElemSize*uint64(r.size), r.next-1)
+		return
+	}
+	r.setQuiet(true)
+}
+
 // Listen asks the driver to kick for the next head, and reports whether heads have come meanwhile: then the caller goes on
 // instead of sleeping.
 func (r *Ring) Listen() (more bool, err error) {

@@ -1,0 +1,104 @@
+package vhostuser
+
+// What comes on the high-priority queue is mostly FORGET, right after a request of another queue: of UNLINK, say. To wake that queue's leader
+// up for it takes longer than all of the requests before it did, and often takes a processor from one who works. So a leader that polls its
+// own queue minds the high-priority queue as well, while that one's leader sleeps: the driver is asked for no kicks, and what comes is served
+// by the one who sees it. It minds until it goes to sleep itself, has more to do than one request at a time, or is found to be blocked.
+//
+// Locks are taken in this order: a request queue's, then the high-priority queue's.
+
+// deputyMost is how many requests of the high-priority queue are served before the own queue is looked at again.
+const deputyMost = 8
+
+// mind begins to mind the high-priority queue, if its leader sleeps and nobody else does. The caller holds its own queue's mu.
+func (w *worker) mind() {
+	h := w.q.dev.queues[0]
+	if w.minds || w.q == h || w.q.dev.minded.Load() || !h.mu.TryLock() {
+		return
+	}
+	if h.minder == nil && h.asleep && !h.kickless && h.running() && h.hush() == nil {
+		h.minder, w.minds = w, true
+		w.q.dev.minded.Store(true)
+	}
+	h.mu.Unlock()
+}
+
+// giveBack ends that: kicks go to the high-priority queue's own leader again. The caller holds mu of w's queue.
+func (w *worker) giveBack() {
+	if !w.minds {
+		return
+	}
+	w.minds = false
+	h := w.q.dev.queues[0]
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.minder != w { // its leader was woken up meanwhile
+		return
+	}
+	h.unmind()
+	if !h.running() {
+		return
+	}
+	if more, err := h.listen(); more || err != nil {
+		ring(h.wake, 1)
+	}
+}
+
+// unmind is for whoever ends it. The caller holds mu.
+func (q *queue) unmind() {
+	if q.minder != nil {
+		q.minder = nil
+		q.dev.minded.Store(false)
+	}
+}
+
+// deputize serves what waits in the high-priority queue, if w minds it, and reports whether there was anything. The caller holds mu of w's
+// queue, before and after.
+func (w *worker) deputize() bool {
+	if !w.minds {
+		return false
+	}
+	q, h := w.q, w.q.dev.queues[0]
+	if !h.mu.TryLock() {
+		return false
+	}
+	if w.minds = h.minder == w; !w.minds || !h.running() {
+		h.mu.Unlock()
+		return false
+	}
+	if n, err := h.pending(); n == 0 && err == nil {
+		h.mu.Unlock()
+		return false
+	}
+	w.leave(nil) // who is blocked here is blocked as a leader
+	q.mu.Unlock()
+
+	d := w.deputy
+	if d == nil {
+		d = &worker{q: h, handler: w.handler, bound: true}
+		w.deputy = d
+	}
+	d.quota = deputyMost
+	h.workers[d] = struct{}{}
+	h.active++
+	var out aftermath
+	head, ok := d.turn(false, 0, 0, &out)
+	for ok || out.any() {
+		if ok {
+			used := d.one(head, &out)
+			d.quota--
+			head, ok = d.turn(true, head, used, &out)
+			continue
+		}
+		d.settle(&out)
+	}
+	h.active--
+	delete(h.workers, d)
+	h.still.Broadcast()
+	h.mu.Unlock()
+
+	q.mu.Lock()
+	w.back()
+	w.unfit = w.unfit || d.unfit
+	return true
+}
