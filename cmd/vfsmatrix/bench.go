@@ -22,8 +22,12 @@ type benchFlags struct {
 	only            string
 	json, from, old string
 	syscalls        bool
+	compete         bool
+	idle            string
 	scale           int
 }
+
+const idleHelp = "awake: processors with nothing to do poll; machine: they do what they do"
 
 const variantHelp = "NAME=IMPL:OPTIONS: measure IMPL with further options too; may be repeated"
 
@@ -35,7 +39,10 @@ func (a *app) bench() *cobra.Command {
 these come from equals: from 0.05 on the two cannot be told apart. Give the machine nothing else to do meanwhile.
 
 With --compare the exit status is 1 where a daemon is worse than it was: by more than 10 %, with p below 0.05, which takes four rounds on both
-sides.`,
+sides.
+
+Processors with nothing to do are kept awake, which shows what daemons do and not what it costs to wake a processor up; --idle=machine leaves
+them to sleep.`,
 		Example: `  vfsmatrix bench --impl ours,c --variant no-poll=ours:--poll-us=0
   vfsmatrix bench --json new.json --compare old.json
   vfsmatrix bench --from new.json --scale=1000000 --syscalls --json new.json`,
@@ -65,10 +72,12 @@ sides.`,
 	cmd.Flags().DurationVar(&f.Time, "time", time.Second, "of each workload in each round")
 	cmd.Flags().StringVar(&f.Dir, "dir", "", "where to make the share; default: the directory for temporary files")
 	cmd.Flags().StringVar(&f.Sandbox, "sandbox", "namespace", "each daemon's --sandbox")
+	cmd.Flags().StringVar(&f.idle, "idle", string(bench.Awake), idleHelp)
 	cmd.Flags().StringVar(&f.json, "json", "", "also write all samples to this file")
-	cmd.Flags().StringVar(&f.from, "from", "", "take the samples of this file, which --json wrote, and measure only what --scale or --syscalls ask for")
+	cmd.Flags().StringVar(&f.from, "from", "", "take the samples of this file, which --json wrote, and measure only what --scale, --syscalls or --compete ask for")
 	cmd.Flags().StringVar(&f.old, "compare", "", "compare with the samples of this file, which --json wrote")
 	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
+	cmd.Flags().BoolVar(&f.compete, "compete", false, "measure at depth 1 beside threads that compute, as when guests compete for processors, and nothing else")
 	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
 	cmd.AddCommand(a.benchGuest(), a.benchReady())
@@ -96,11 +105,14 @@ func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error)
 	if f.Only, err = pattern(f.only); err != nil {
 		return nil, err
 	}
+	if f.Idle, err = idle(f.idle); err != nil {
+		return nil, err
+	}
 	had, err := readBench(f.from)
 	if err != nil {
 		return nil, err
 	}
-	some := f.syscalls || f.scale != 0
+	some := f.syscalls || f.compete || f.scale != 0
 	if had != nil && !some {
 		return had, nil
 	}
@@ -121,6 +133,13 @@ func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error)
 		}
 		r = r.With(calls)
 	}
+	if f.compete {
+		contests, err := bench.Compete(ctx, f.Options)
+		if err != nil {
+			return nil, err
+		}
+		r = r.With(contests)
+	}
 	if f.scale != 0 {
 		points, err := bench.Scale(ctx, f.Options, f.scale)
 		if err != nil {
@@ -129,6 +148,15 @@ func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error)
 		r = r.With(points)
 	}
 	return r, nil
+}
+
+// idle reads --idle.
+func idle(s string) (bench.Idle, error) {
+	switch i := bench.Idle(s); i {
+	case bench.Awake, bench.Machine:
+		return i, nil
+	}
+	return "", usagef("--idle %q: it is %s or %s", s, bench.Awake, bench.Machine)
 }
 
 // variant is a daemon of --variant.

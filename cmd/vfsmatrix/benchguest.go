@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"virtiofsd/harness/bench"
 	"virtiofsd/harness/bench/guest"
 	"virtiofsd/harness/qemu"
 	vmimages "virtiofsd/vm-images"
@@ -20,6 +21,7 @@ type benchGuestFlags struct {
 	guest.Options
 	impls, variants          []string
 	only, kernel, qemu, json string
+	idle                     string
 }
 
 func (a *app) benchGuest() *cobra.Command {
@@ -48,6 +50,7 @@ Without KVM the emulated processor is most of what is measured: the report says 
 	cmd.Flags().IntVar(&f.Rounds, "rounds", 3, "rounds: from seven on an interval of 95 % can be told")
 	cmd.Flags().DurationVar(&f.Time, "time", 5*time.Second, "of each run of fio")
 	cmd.Flags().StringVar(&f.Dir, "dir", "", "where to make the share; default: the directory for temporary files")
+	cmd.Flags().StringVar(&f.idle, "idle", string(bench.Awake), idleHelp)
 	cmd.Flags().StringVar(&f.kernel, "kernel", "6.12", "the guest's kernel, a name or a path")
 	cmd.Flags().StringVar(&f.Accel, "accel", "auto", "auto, kvm or tcg")
 	cmd.Flags().StringVar(&f.qemu, "qemu", qemu.DefaultBinary, qemuHelp)
@@ -62,6 +65,9 @@ func (a *app) measureGuest(ctx context.Context, f *benchGuestFlags) (*guest.Repo
 		return nil, usagef("--rounds %d, --time %v: both must be positive", f.Rounds, f.Time)
 	}
 	if f.Only, err = pattern(f.only); err != nil {
+		return nil, err
+	}
+	if f.Idle, err = idle(f.idle); err != nil {
 		return nil, err
 	}
 	if f.Only != nil && len(guest.Chosen(f.Only)) == 0 {

@@ -27,6 +27,7 @@ type Options struct {
 	Time     time.Duration       // of each workload in each round; 0 = 1 s
 	Dir      string              // where the share is made; "" = the directory for temporary files
 	Sandbox  string              // "" = namespace
+	Idle     Idle                // "" = Awake
 	Extra    map[string][]string // further options of a daemon, by name
 	Progress func(string)        // a line for each daemon and round; may be nil
 }
@@ -84,6 +85,7 @@ type Report struct {
 	Calls    []Calls           `json:"system_calls,omitempty"`
 	Points   []Point           `json:"scale,omitempty"`
 	Starts   []Start           `json:"starts,omitempty"`
+	Contests []Contest         `json:"contests,omitempty"`
 }
 
 // bed is where daemons are measured.
@@ -92,6 +94,7 @@ type bed struct {
 	dir, share string
 	hist       *hdrhistogram.Histogram
 	unmount    func() // of what is mounted in the share; may be nil
+	release    func() // lets processors be idle as they like
 }
 
 // newBed makes an empty share, and a report without measures.
@@ -112,12 +115,14 @@ func newBed(o Options) (*bed, *Report, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a directory for the share: %w", err)
 	}
-	b := &bed{Options: o, dir: dir, share: filepath.Join(dir, "share"), hist: hdrhistogram.New(1, int64(10*time.Second), 3)}
+	idle, release := o.Idle.Keep()
+	b := &bed{Options: o, dir: dir, release: release, share: filepath.Join(dir, "share"), hist: hdrhistogram.New(1, int64(10*time.Second), 3)}
 	if err := os.Mkdir(b.share, 0o755); err != nil {
 		b.close()
 		return nil, nil, fmt.Errorf("make the share: %w", err)
 	}
 	r := &Report{Started: time.Now().UTC().Format(time.RFC3339), Host: Host(dir), Variants: o.Variants, Options: map[string]string{}}
+	r.Host["idle"] = idle
 	for _, d := range o.Daemons {
 		r.Daemons = append(r.Daemons, d.Name)
 		if o.Variants[d.Name] != "" {
@@ -131,6 +136,7 @@ func (b *bed) close() {
 	if b.unmount != nil {
 		b.unmount()
 	}
+	b.release()
 	os.RemoveAll(b.dir)
 }
 

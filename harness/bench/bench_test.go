@@ -192,3 +192,46 @@ func TestSystemCalls(t *testing.T) {
 	r.WriteTable(&out)
 	assert.Contains(t, out.String(), "preadv2 1.00")
 }
+
+func TestCompete(t *testing.T) {
+	testenv.Need(t, "root")
+	o := quick(t, "^getattr-1$", daemon)
+	o.Time = 50 * time.Millisecond
+	r, err := bench.Compete(t.Context(), o)
+	require.NoError(t, err)
+	require.Len(t, r.Contests, 1)
+	c := r.Contests[0]
+	assert.Empty(t, c.Bad)
+	assert.Positive(t, c.Rate)
+	assert.Greater(t, c.Left, 0.05)
+	assert.Less(t, c.Left, 1.2)
+	assert.Len(t, new(bench.Report).With(r).ContestTable(), 2)
+}
+
+// Processors are kept awake by a file that is open, and only so long.
+func TestProcessorsAreKeptAwakeMeanwhile(t *testing.T) {
+	const file = "/dev/cpu_dma_latency"
+	open := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		for _, fd := range fds {
+			if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); to == file {
+				n++
+			}
+		}
+		return n
+	}
+	how, release := bench.Machine.Keep()
+	assert.Equal(t, "as the machine does", how)
+	assert.Zero(t, open())
+	release()
+	how, release = bench.Awake.Keep()
+	if os.Geteuid() != 0 || !assert.FileExists(t, file) {
+		assert.Contains(t, how, file)
+		return
+	}
+	assert.Equal(t, "awake", how)
+	assert.Equal(t, 1, open())
+	release()
+	assert.Zero(t, open())
+}

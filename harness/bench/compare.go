@@ -77,6 +77,9 @@ func (r *Report) WriteChanges(out io.Writer, later *Report) (worse int) {
 		rows = append(rows, row)
 	}
 	WriteRows(out, rows)
+	if r.Idle() != later.Idle() {
+		fmt.Fprintf(out, "processors were idle differently: %s, then %s; remedy: say --idle\n", r.Idle(), later.Idle())
+	}
 	for _, k := range []string{"cpu", "cpus", "kernel"} {
 		if r.Host[k] != later.Host[k] {
 			fmt.Fprintf(out, "the hosts differ in %s: %s, then %s\n", k, r.Host[k], later.Host[k])

@@ -121,6 +121,9 @@ func (r *Report) With(other *Report) *Report {
 	if len(other.Starts) > 0 {
 		r.Starts = other.Starts
 	}
+	if len(other.Contests) > 0 {
+		r.Contests = other.Contests
+	}
 	return r
 }
 
@@ -133,11 +136,27 @@ func (r *Report) WriteTable(out io.Writer) {
 	WriteRows(out, r.Modes())
 	WriteRows(out, r.CallTable())
 	WriteRows(out, r.ScaleTable())
+	WriteRows(out, r.ContestTable())
 	WriteRows(out, r.StartTable())
 	if len(r.FloorUS) > 0 {
 		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
 	}
-	fmt.Fprintf(out, "%s, %s processors, Linux %s, load %s\n", r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+	fmt.Fprintln(out, Machinery(r.Host))
+}
+
+// Idle says what processors did that had nothing to do.
+func (r *Report) Idle() string { return idle(r.Host) }
+
+func idle(host map[string]string) string {
+	if how := host["idle"]; how != "" {
+		return how
+	}
+	return "as the machine does" // of a report from before there was a choice
+}
+
+// Machinery describes a host in a line.
+func Machinery(host map[string]string) string {
+	return fmt.Sprintf("%s, %s processors (idle: %s), Linux %s, load %s", host["cpu"], host["cpus"], idle(host), host["kernel"], host["load"])
 }
 
 // StartTable says how long each daemon takes until it is ready, a row for each scenario: medians of the rounds. The first row is the head.

@@ -109,6 +109,10 @@ func ringTables(w *strings.Builder, r *bench.Report) {
 		w.WriteString("## Scale\n\nWhat one item costs among n: a cost that grows in proportion shows as a constant. On several queues it is the time from one reply to the next, whichever queue it comes on.\n\n")
 		benchTable(w, rows)
 	}
+	if rows := r.ContestTable(); len(rows) > 1 {
+		w.WriteString("## Beside threads that compute\n\nAs many as there are processors compute while a guest asks at depth 1: what it gets, and what is left to them of what they do alone.\n\n")
+		benchTable(w, rows)
+	}
 	if rows := r.StartTable(); len(rows) > 1 {
 		w.WriteString("## Until a daemon is ready\n\nFrom the launcher's exec, with the wrapper that the scenario puts before the daemon, until the socket is there: medians. - is for what a daemon cannot do or refuses.\n\n")
 		benchTable(w, rows)
@@ -128,8 +132,8 @@ func benchTable(w *strings.Builder, rows [][]string) {
 func workloadTables(w *strings.Builder, r *bench.Report) {
 	first := r.Daemons[0]
 	fmt.Fprintf(w, "Daemons in turns (A B, B A, …), a fresh process for each of %d rounds, without a virtual machine: a vhost-user front-end drives the rings. Medians of the rounds. "+
-		"Host: %s, %s processors, Linux %s. A thread that sleeps on an eventfd and is woken costs %.1f µs there and back on this machine: no daemon that sleeps between requests is below that at depth 1.\n\n",
-		r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], median(r.FloorUS))
+		"Host: %s. A thread that sleeps on an eventfd and is woken costs %.1f µs there and back on this machine: no daemon that sleeps between requests is below that at depth 1.\n\n",
+		r.Rounds, bench.Machinery(r.Host), median(r.FloorUS))
 	fmt.Fprintf(w, "## How many times as fast: %s against each other daemon\n\nRight of the line `%s` is faster, left of it slower. Pale bars: the rounds do not tell the two apart (p ≥ 0.05).\n\n![ratios](benchmarks.svg)\n\n", title(first), first)
 	head := []string{"workload", "what"}
 	for _, d := range r.Daemons {

@@ -37,6 +37,7 @@ type Options struct {
 	Accel    string              // auto, kvm, tcg
 	QEMU     string              // QEMU's program; "" = its default
 	Dir      string              // where the share is made; "" = the directory for temporary files
+	Idle     bench.Idle          // "" = bench.Awake
 	Log      *slog.Logger
 	Progress func(string) // a line for each program; may be nil
 }
@@ -129,6 +130,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	r.Host = bench.Host(b.dir)
+	how, release := o.Idle.Keep()
+	defer release()
+	r.Host["idle"] = how
 	b.template = filepath.Join(b.dir, "template")
 	if err := b.makeTemplate(ctx); err != nil {
 		return nil, fmt.Errorf("make the share: %w", err)

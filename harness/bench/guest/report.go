@@ -25,7 +25,7 @@ func (r *Report) Method() string {
 		}
 	}
 	with = append(with, "the rest is busybox")
-	text := fmt.Sprintf("Guest: Linux %s, %s. Rounds: %d. Host: %s, %s processors, Linux %s, load %s. ", r.Kernel, strings.Join(with, ", "), r.Rounds, r.Host["cpu"], r.Host["cpus"], r.Host["kernel"], r.Host["load"])
+	text := fmt.Sprintf("Guest: Linux %s, %s. Rounds: %d. Host: %s. ", r.Kernel, strings.Join(with, ", "), r.Rounds, bench.Machinery(r.Host))
 	if r.Accel == "kvm" {
 		return text + "Accelerated by KVM."
 	}
