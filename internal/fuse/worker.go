@@ -79,7 +79,9 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	w.inSegs, w.outSegs, w.inLen, w.room, w.why, w.errno = in, out, fuseabi.Len(in), fuseabi.Len(out), "", 0
 	used := w.header()
 	code := fuseabi.Opcode(fuseabi.View[fuseabi.InHeader](w.in).Opcode)
-	w.last = code
+	if code != fuseabi.OpForget && code != fuseabi.OpBatchForget { // they come on another queue, and end no sequence of this one
+		w.last = code
+	}
 	w.drop()
 	w.counters.add(code, w.errno)
 	if timed {

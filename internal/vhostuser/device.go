@@ -35,8 +35,8 @@ type device struct {
 	workers sync.WaitGroup
 	queues  []*queue
 
-	held   atomic.Int32 // leaders in sleeps that are hidden from Go's scheduler
-	minded atomic.Bool  // a leader minds the high-priority queue; others need not touch its lock
+	held   atomic.Int32           // leaders in sleeps that are hidden from Go's scheduler
+	minder atomic.Pointer[worker] // who minds the high-priority queue; written with that queue's mu held
 
 	// All below belongs to the goroutine that reads messages.
 	features   uint64

@@ -12,30 +12,30 @@ const deputyMost = 8
 
 // mind begins to mind the high-priority queue, if its leader sleeps and nobody else does. The caller holds its own queue's mu.
 func (w *worker) mind() {
-	h := w.q.dev.queues[0]
-	if w.minds || w.q == h || w.q.dev.minded.Load() || !h.mu.TryLock() {
+	d := w.q.dev
+	h := d.queues[0]
+	if w.q == h || d.minder.Load() != nil || !h.mu.TryLock() {
 		return
 	}
-	if h.minder == nil && h.asleep && !h.kickless && h.running() && h.hush() == nil {
-		h.minder, w.minds = w, true
-		w.q.dev.minded.Store(true)
+	if d.minder.Load() == nil && h.asleep && !h.kickless && h.running() && h.hush() == nil {
+		d.minder.Store(w)
 	}
 	h.mu.Unlock()
 }
 
 // giveBack ends that: kicks go to the high-priority queue's own leader again. The caller holds mu of w's queue.
 func (w *worker) giveBack() {
-	if !w.minds {
+	d := w.q.dev
+	if d.minder.Load() != w {
 		return
 	}
-	w.minds = false
-	h := w.q.dev.queues[0]
+	h := d.queues[0]
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.minder != w { // its leader was woken up meanwhile
+	if d.minder.Load() != w { // its leader was woken up meanwhile
 		return
 	}
-	h.unmind()
+	d.minder.Store(nil)
 	if !h.running() {
 		return
 	}
@@ -44,25 +44,17 @@ func (w *worker) giveBack() {
 	}
 }
 
-// unmind is for whoever ends it. The caller holds mu.
-func (q *queue) unmind() {
-	if q.minder != nil {
-		q.minder = nil
-		q.dev.minded.Store(false)
-	}
-}
-
 // deputize serves what waits in the high-priority queue, if w minds it, and reports whether there was anything. The caller holds mu of w's
 // queue, before and after.
 func (w *worker) deputize() bool {
-	if !w.minds {
+	if w.q.dev.minder.Load() != w {
 		return false
 	}
 	q, h := w.q, w.q.dev.queues[0]
 	if !h.mu.TryLock() {
 		return false
 	}
-	if w.minds = h.minder == w; !w.minds || !h.running() {
+	if h.dev.minder.Load() != w || !h.running() {
 		h.mu.Unlock()
 		return false
 	}
@@ -94,6 +86,7 @@ func (w *worker) deputize() bool {
 	}
 	h.active--
 	delete(h.workers, d)
+	h.staff() // who ended meanwhile may have counted on it
 	h.still.Broadcast()
 	h.mu.Unlock()
 

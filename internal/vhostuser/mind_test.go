@@ -16,7 +16,7 @@ import (
 // that.
 func minded(t *testing.T, e *echo) *device {
 	t.Helper()
-	d := serve(t, e, vhostuser.Config{Poll: 50 * time.Microsecond}, fe.Config{})
+	d := serve(t, e, vhostuser.Config{Poll: time.Millisecond}, fe.Config{})
 	d.quick(t, 0)
 	d.mindAgain(t)
 	return d
@@ -27,7 +27,7 @@ func (d *device) mindAgain(t *testing.T) {
 	t.Helper()
 	h := d.Queues[0]
 	for began := time.Now(); time.Since(began) < 5*time.Second; {
-		for range 100 { // longer than its own leader polls
+		for start := time.Now(); time.Since(start) < 10*time.Millisecond; { // longer than its own leader polls
 			d.quick(t, 1)
 		}
 		kicks, hits := h.Kicks, d.count(0).PollHits
@@ -73,9 +73,18 @@ func TestMindedQueueIsServedWhateverItsMinderDoes(t *testing.T) {
 	d.Request(0).Publish()
 	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, 10*time.Microsecond)
 	soon("it is blocked in a request of its own queue")
+	d.mindAgain(t)
+	p2 := d.start(t, opBlock)
+	d.Request(0).Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 2 }, time.Second, 10*time.Microsecond)
+	require.NoError(t, d.Enable(d.Request(0), false))
+	soon("it is blocked, and its queue is disabled")
+	require.NoError(t, d.Enable(d.Request(0), true))
 	close(e.block)
-	_, err := d.fuse.Finish(p)
-	require.NoError(t, err)
+	for _, p := range []*fe.Pending{p, p2} {
+		_, err := d.fuse.Finish(p)
+		require.NoError(t, err)
+	}
 
 	d.mindAgain(t)
 	require.NoError(t, d.Enable(d.Request(0), false))
@@ -83,11 +92,57 @@ func TestMindedQueueIsServedWhateverItsMinderDoes(t *testing.T) {
 	require.NoError(t, d.Enable(d.Request(0), true))
 
 	d.mindAgain(t)
-	_, err = d.Stop(d.Request(0))
+	_, err := d.Stop(d.Request(0))
 	require.NoError(t, err)
 	soon("its queue was stopped")
 	require.NoError(t, d.Restart(d.Request(0)))
 	d.mindAgain(t)
+}
+
+// A queue that always has another request leaves its minder no time to look at anything else.
+func TestMindedQueueIsServedBesideAQueueThatIsNeverEmpty(t *testing.T) {
+	d := minded(t, &echo{sleep: 20 * time.Microsecond}) // longer than we take for one
+	h, q := d.Queues[0], d.Request(0)
+	prepare := func(q *fe.Queue, op fe.Opcode) *fe.Chain {
+		l, err := d.fuse.Layout(fe.Request{Op: op, Node: 1}, d.fuse.NextUnique())
+		require.NoError(t, err)
+		c, err := q.Prepare(l.Segs())
+		require.NoError(t, err)
+		return c
+	}
+	var many []*fe.Chain
+	for range 32 {
+		many = append(many, prepare(q, opSleep))
+	}
+	one := prepare(h, opQuick)
+	for range 30 { // each is a try: others may have helped the leader
+		d.mindAgain(t)
+		for _, c := range many {
+			q.Post(c)
+		}
+		q.Publish()
+		began, posted, back := time.Now(), false, 0
+		for ; back < len(many); q.Publish() {
+			switch after := time.Since(began); {
+			case !posted && after > time.Millisecond:
+				h.Post(one)
+				h.Publish()
+				posted = true
+			case posted && after > 100*time.Millisecond:
+				require.True(t, h.Pending(), "starved")
+			}
+			c, err := q.Reap()
+			require.NoError(t, err)
+			switch {
+			case c == nil:
+			case posted && h.Pending():
+				back++
+			default:
+				q.Post(c)
+			}
+		}
+		require.NoError(t, h.WaitChain(one, time.Second))
+	}
 }
 
 // Who is blocked in a request of the high-priority queue holds up neither queue.

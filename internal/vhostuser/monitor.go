@@ -128,11 +128,17 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	if q.asleep && q.inflight == 0 {
 		q.want = max(1, q.want/2)
 	}
-	if w == nil || !q.running() {
+	if w == nil {
 		return
 	}
 	last.serial = w.serial
 	blocked := w.away && w == was.leader && w.serial == was.serial
+	if blocked {
+		w.giveBack()
+	}
+	if !q.running() || q.asleep {
+		return
+	}
 	if served >= slowBelow*uint64(tick/monitorTick)*uint64(max(q.active, 1)) {
 		q.want = 1
 	} else if n, err := q.pending(); err == nil && n > 0 {
@@ -149,7 +155,6 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	}
 	if blocked {
 		q.tellAll()
-		w.giveBack()
 		q.leader = nil
 		if q.call1(MaxWorkers) {
 			q.counters.Takeovers++

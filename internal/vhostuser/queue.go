@@ -43,7 +43,6 @@ type queue struct {
 
 	leader    *worker // who polls and sleeps, or will when its request is done
 	asleep    bool    // the leader sleeps
-	minder    *worker // of the high-priority queue: whose leader takes its requests while its own sleeps
 	poll      time.Duration
 	brisk     bool          // the last sleep was short
 	pollAgain time.Time     // no polling before

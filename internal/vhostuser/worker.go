@@ -49,12 +49,10 @@ type worker struct {
 	bound   bool    // it is such a deputy, and takes as many requests as its quota
 	quota   int
 
-	tid     int             // guarded
-	serial  uint64          // counts what the worker began outside of the lock; guarded
-	away    bool            // is outside of the lock, inside a request or a system call; guarded
-	serving bool            // is inside a request; guarded
-	minds   bool            // minds the high-priority queue, unless that one says otherwise; guarded
-	mem     *guestmem.Table // the request's; guarded
+	tid    int             // guarded
+	serial uint64          // counts what the worker began outside of the lock; guarded
+	away   bool            // is outside of the lock, inside a request or a system call; guarded
+	mem    *guestmem.Table // the request's; guarded
 }
 
 // aftermath is what a turn at the ring leaves to do, once the mutex is not held any more: each of it may block.
@@ -177,7 +175,6 @@ func (w *worker) work() {
 			switch {
 			case out.any(): // the state may be another one afterwards
 				w.settle(&out)
-				rested = true
 			case w.unfit || !q.running():
 				return
 			case w.surplus():
@@ -226,7 +223,6 @@ func (w *worker) one(head uint16, out *aftermath) (used uint32) {
 	q.counters.Requests++
 	q.inflight++
 	w.leave(q.ring.Mem())
-	w.serving = true
 	q.mu.Unlock()
 
 	if out.any() {
@@ -236,7 +232,6 @@ func (w *worker) one(head uint16, out *aftermath) (used uint32) {
 
 	q.mu.Lock()
 	out.done()
-	w.serving = false
 	w.back()
 	q.inflight--
 	if err != nil {
@@ -394,14 +389,12 @@ func (w *worker) foresee() bool {
 		more = w.ahead.Ahead()
 		q.mu.Lock()
 		w.back()
-		if q.leader != w || !q.running() {
+		w.deputize()
+		if w.unfit || q.leader != w || !q.running() {
 			return true
 		}
 		if n, err := q.pending(); n > 0 || err != nil {
 			q.counters.PollHits++
-			return true
-		}
-		if w.deputize() && w.unfit {
 			return true
 		}
 	}
@@ -424,7 +417,8 @@ func (w *worker) rest() {
 			sys.Relax()
 			now := time.Now()
 			q.mu.Lock()
-			if q.leader != w || !q.running() {
+			deputized := w.deputize()
+			if w.unfit || q.leader != w || !q.running() {
 				return
 			}
 			if n, err := q.pending(); n > 0 || err != nil {
@@ -432,13 +426,10 @@ func (w *worker) rest() {
 				q.hit()
 				return
 			}
-			if w.deputize() {
-				if w.unfit {
-					return
-				}
+			if deputized { // the wait begins anew
 				q.hit()
-				last = time.Now()
-				end = last.Add(q.poll)
+				began = time.Now()
+				end, last = began.Add(q.poll), began
 				continue
 			}
 			if now.Sub(last) > lostProcessor {
@@ -465,7 +456,9 @@ func (w *worker) rest() {
 
 	q.mu.Lock()
 	q.asleep = false
-	q.unmind()
+	if q.index == 0 {
+		q.dev.minder.Store(nil)
+	}
 	q.dev.monitor.awake() // with mu held, so that the monitor either sees us awake or is seen to be parked
 	if q.leader == w && q.running() {
 		q.quiet()
