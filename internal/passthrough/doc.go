@@ -27,7 +27,7 @@
 //
 // # Lock order
 //
-// inode.slow, then a shard of table.keys, then a shard of table.ids, then a shard of the descriptor cache. inode.slow of a
+// inode.slow, then a shard of table.keys, then a shard of table.slots, then a shard of the descriptor cache. inode.slow of a
 // child comes before that of its parent. No lock is held during a system call but inode.slow (re-opening) and a directory
 // stream's.
 package passthrough

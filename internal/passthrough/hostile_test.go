@@ -492,7 +492,7 @@ func TestSessionsThatBeginTogetherKeepTheRoot(t *testing.T) {
 		require.Zero(t, e, "the root")
 		for i := range table.keys {
 			for _, n := range table.keys[i].m {
-				require.Same(t, n, table.idShard(n.id).m[n.id], "known by identity only")
+				require.Same(t, n, table.slots.get(n.id), "known by identity only")
 			}
 		}
 	}

@@ -65,6 +65,16 @@ func (n *inode) isReg() bool { return n.typ == unix.S_IFREG }
 // the inode to be alive: it holds the lock of the table's shard, or is a user already.
 func (n *inode) use() int { return int(n.state.Add(oneUser)&fdMask) - 1 }
 
+// enter is use by who does not know whether the inode is alive.
+func (n *inode) enter(c *fdCache) (fd int, alive bool) {
+	v := n.state.Add(oneUser)
+	if v&dead != 0 {
+		n.drop(c)
+		return -1, false
+	}
+	return int(v&fdMask) - 1, true
+}
+
 // drop ends a use.
 func (n *inode) drop(c *fdCache) {
 	if v := n.state.Add(^uint64(oneUser - 1)); v&dead != 0 && v&users == 0 {

@@ -2,35 +2,26 @@ package passthrough
 
 import (
 	"maps"
-	"sync"
-	"sync/atomic"
 
 	"virtiofsd/internal/fuseabi"
+	"virtiofsd/internal/sys"
 )
 
 // shards is how many parts the tables have, so that queues seldom meet at a lock. A power of two.
 const shards = 64
 
-// table knows the inodes by number and by identity. Numbers are never used twice.
+// table knows the inodes by number and by identity.
 type table struct {
-	keys [shards]keyShard
-	ids  [shards]idShard
-	next atomic.Uint64
-	fds  *fdCache
+	keys  [shards]keyShard
+	slots slots
+	fds   *fdCache
 }
 
 type keyShard struct {
-	mu   sync.RWMutex
+	mu   sys.Mutex
 	m    map[key]*inode
 	most int // entries since m was made
-	_    [24]byte
-}
-
-type idShard struct {
-	mu   sync.RWMutex
-	m    map[uint64]*inode
-	most int
-	_    [24]byte
+	_    [40]byte
 }
 
 // remove deletes an entry and returns the map, or a smaller one: Go's keep the room of as many entries as they ever had.
@@ -49,10 +40,9 @@ func remove[K comparable](m map[K]*inode, k K, most *int) map[K]*inode {
 
 func newTable(fds *fdCache) *table {
 	t := &table{fds: fds}
-	for i := range shards {
-		t.keys[i].m, t.ids[i].m = map[key]*inode{}, map[uint64]*inode{}
+	for i := range t.keys {
+		t.keys[i].m = map[key]*inode{}
 	}
-	t.next.Store(fuseabi.RootID)
 	return t
 }
 
@@ -61,17 +51,14 @@ func (t *table) keyShard(k key) *keyShard {
 	return &t.keys[h>>(64-6)]
 }
 
-func (t *table) idShard(id uint64) *idShard { return &t.ids[id%shards] }
-
 // get finds an inode by number and makes the caller a user of it; fd is -1 if it has none open.
 func (t *table) get(id uint64) (n *inode, fd int) {
-	s := t.idShard(id)
-	s.mu.RLock()
-	if n = s.m[id]; n != nil {
-		fd = n.use()
+	if n = t.slots.get(id); n != nil {
+		if fd, alive := n.enter(t.fds); alive {
+			return n, fd
+		}
 	}
-	s.mu.RUnlock()
-	return n, fd
+	return nil, -1
 }
 
 // same reports whether n is the file that was seen. An open descriptor keeps the inode number from being used again; without,
@@ -83,27 +70,27 @@ func (n *inode) same(id identity) bool {
 // find finds an inode by identity and adds a lookup.
 func (t *table) find(id identity) *inode {
 	s := t.keyShard(id.key)
-	s.mu.RLock()
+	s.mu.Lock()
 	n := s.m[id.key]
 	if n != nil && n.same(id) {
 		n.nlookup.Add(1)
 	} else {
 		n = nil
 	}
-	s.mu.RUnlock()
+	s.mu.Unlock()
 	return n
 }
 
 // peek finds an inode by identity and makes the caller a user of it.
 func (t *table) peek(id identity) (n *inode, fd int) {
 	s := t.keyShard(id.key)
-	s.mu.RLock()
+	s.mu.Lock()
 	if n = s.m[id.key]; n != nil && n.same(id) {
 		fd = n.use()
 	} else {
 		n = nil
 	}
-	s.mu.RUnlock()
+	s.mu.Unlock()
 	return n, fd
 }
 
@@ -118,14 +105,8 @@ func (t *table) add(n *inode) *inode {
 		return old
 	}
 	n.nlookup.Store(1)
-	if n.id == 0 {
-		n.id = t.next.Add(1)
-	}
+	t.slots.put(n)
 	s.m[n.key] = n
-	ids := t.idShard(n.id)
-	ids.mu.Lock()
-	ids.m[n.id] = n
-	ids.mu.Unlock()
 	return n
 }
 
@@ -135,10 +116,7 @@ func (t *table) forget(id, count uint64) {
 	if id == fuseabi.RootID || count == 0 {
 		return
 	}
-	ids := t.idShard(id)
-	ids.mu.RLock()
-	n := ids.m[id]
-	ids.mu.RUnlock()
+	n := t.slots.get(id)
 	if n == nil {
 		return
 	}
@@ -162,12 +140,7 @@ func (t *table) forget(id, count uint64) {
 		s.mu.Unlock()
 		return
 	}
-	ids.mu.Lock()
-	gone := ids.m[id] == n
-	if gone {
-		ids.m = remove(ids.m, id, &ids.most)
-	}
-	ids.mu.Unlock()
+	gone := t.slots.remove(n)
 	if s.m[n.key] == n {
 		s.m = remove(s.m, n.key, &s.most)
 	}
@@ -177,47 +150,25 @@ func (t *table) forget(id, count uint64) {
 	}
 }
 
-// clear forgets everything but the root, which is found at every moment. It holds all locks at once: an inode that is added meanwhile,
-// as a guest can have it by an INIT among its requests, is in both maps or in none.
+// clear forgets everything but the root, which is found at every moment. It holds all locks at once: an inode that is added meanwhile, as a
+// guest can have it by an INIT among its requests, is known by both, number and identity, or by none.
 func (t *table) clear(root *inode) {
 	for i := range t.keys {
 		t.keys[i].mu.Lock()
 	}
-	var all []*inode
-	for i := range t.ids {
-		s := &t.ids[i]
-		s.mu.Lock()
-		for _, n := range s.m {
-			if n != root {
-				all = append(all, n)
-			}
-		}
-		s.m, s.most = map[uint64]*inode{}, 0
-		if root != nil && s == t.idShard(root.id) {
-			s.m[root.id] = root
-		}
-		s.mu.Unlock()
-	}
+	gone := t.slots.clear()
 	for i := range t.keys {
 		s := &t.keys[i]
 		s.m, s.most = map[key]*inode{}, 0
-		if root != nil && s == t.keyShard(root.key) {
+		if s == t.keyShard(root.key) {
 			s.m[root.key] = root
 		}
 		s.mu.Unlock()
 	}
-	for _, n := range all {
+	for _, n := range gone {
 		n.kill(t.fds)
 	}
 }
 
 // len counts the inodes, the root included.
-func (t *table) len() int {
-	n := 0
-	for i := range t.ids {
-		t.ids[i].mu.RLock()
-		n += len(t.ids[i].m)
-		t.ids[i].mu.RUnlock()
-	}
-	return n
-}
+func (t *table) len() int { return t.slots.len() }
