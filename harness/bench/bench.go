@@ -361,6 +361,9 @@ func (s *session) release(j *job) {
 	}
 }
 
+// settles is for how long a daemon that has nothing to do any more may take to give memory back.
+const settles = 1600 * time.Millisecond
+
 // memory looks many names up, sees what each costs, and forgets them again.
 func (s *session) memory(proc *fe.Process, st *State) error {
 	dir, err := s.fuse.Lookup(fe.RootNode, manyName)
@@ -388,6 +391,7 @@ func (s *session) memory(proc *fe.Process, st *State) error {
 			return err
 		}
 	}
+	time.Sleep(settles)
 	_, after := proc.Memory()
 	n := float64(max(1, len(nodes)))
 	st.PerInode, st.Kept = (float64(full)-float64(before))/n, (float64(after)-float64(before))/n

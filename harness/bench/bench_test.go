@@ -193,6 +193,18 @@ func TestSystemCalls(t *testing.T) {
 	assert.Contains(t, out.String(), "preadv2 1.00")
 }
 
+func TestMemoryOfInodesIsGivenBack(t *testing.T) {
+	testenv.Need(t, "root")
+	r, err := bench.Run(t.Context(), quick(t, "^state$", daemon))
+	require.NoError(t, err)
+	require.Len(t, r.States, 1)
+	s := r.States[0]
+	require.Equal(t, 20000, s.Known)
+	assert.Greater(t, s.PerInode, 100.)
+	assert.Less(t, s.PerInode, 400.)
+	assert.Less(t, s.Kept, s.PerInode/3, "after FORGET")
+}
+
 func TestCompete(t *testing.T) {
 	testenv.Need(t, "root")
 	o := quick(t, "^getattr-1$", daemon)

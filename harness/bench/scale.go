@@ -124,7 +124,7 @@ func (b *bed) names(ctx context.Context, d fe.Daemon, round, n int) []Point {
 }
 
 // lookAll looks each name up once, forgets all and looks them up again: p50 of the first time in µs, and after each the bytes of anonymous
-// memory for a name. A daemon that collects its garbage later keeps what it has after FORGET; it must not grow when it is asked again.
+// memory for a name. What was not given back must not grow when it is asked again.
 func (b *bed) lookAll(s *session, n int) (values [4]float64, err error) {
 	dir, err := s.fuse.Lookup(fe.RootNode, scaleDir(n))
 	if err != nil {
@@ -162,6 +162,9 @@ func (b *bed) lookAll(s *session, n int) (values [4]float64, err error) {
 		}
 		if at == 0 {
 			values[0] = us(b.hist.ValueAtQuantile(50))
+		}
+		if step.j == forgets {
+			time.Sleep(settles)
 		}
 		if _, now := s.proc.Memory(); 1+at < len(values) {
 			values[1+at] = (float64(now) - float64(before)) / float64(n)

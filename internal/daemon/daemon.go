@@ -346,6 +346,15 @@ func (s *server) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	forgot := make(chan struct{}, 1)
+	cfg.Shrunk = func() {
+		select {
+		case forgot <- struct{}{}:
+		default:
+		}
+	}
+	tuneCollector()
+	go giveBack(ctx, forgot)
 	fs, err := passthrough.New(s.in.Root, s.in.SelfFD, cfg)
 	if err != nil {
 		return fmt.Errorf("open the share: %w", err)

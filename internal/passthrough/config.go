@@ -79,5 +79,8 @@ type Config struct {
 	InodeFileHandles Handles
 	FDBudget         int // most O_PATH descriptors to keep open; 0: half of RLIMIT_NOFILE, at most 65536
 
+	// Shrunk is called when many inodes were forgotten, with locks held; nil: nobody wants to know.
+	Shrunk func()
+
 	Logger *slog.Logger // nil: no log
 }

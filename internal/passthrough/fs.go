@@ -80,6 +80,7 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 		sys.PrepareInterrupt()
 	}
 	fs.nodes = newTable(fs.fds)
+	fs.nodes.slots.shrunk = cfg.Shrunk
 	fs.files = newFileTable()
 	fs.mounts.fd = map[uint64]int{}
 	fs.fds.keepable = fs.keepable

@@ -224,6 +224,7 @@ func TestRootIsNotForgotten(t *testing.T) {
 	_, e = g.mkdir(root, "d", 0o755, 0)
 	assert.Zero(t, e)
 	assert.NotZero(t, g.unlink(root, "none"))
+	assert.Same(t, g.fs.root, g.fs.nodes.find(g.fs.root.identity), "seen again, it is the root")
 }
 
 func TestForgetIsExact(t *testing.T) {
@@ -263,7 +264,7 @@ func TestReusedInodeNumbersAreOtherFiles(t *testing.T) {
 	g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever})
 	// ext4 and tmpfs hand out the number of a removed file soon again.
 	reused := false
-	for range 2000 {
+	for range 400 {
 		require.NoError(t, os.WriteFile(g.dir+"/f", []byte("1"), 0o600))
 		a, e := g.lookup(root, "f")
 		require.Zero(t, e)
@@ -473,14 +474,18 @@ func TestMadeIsOfTheTypeThatWasAskedFor(t *testing.T) {
 func TestSessionsThatBeginTogetherKeepTheRoot(t *testing.T) {
 	g := mount(t, t.TempDir(), Config{})
 	table := g.fs.nodes
-	for range 2000 {
+	ino := uint64(1 << 40)
+	for range 400 {
 		var all sync.WaitGroup
 		for i := range 3 {
 			all.Go(func() {
 				for range 3 {
 					switch i {
 					case 0:
-						table.add(&inode{identity: identity{key: key{ino: 1 << 40}, typ: unix.S_IFREG}})
+						for range 10 {
+							ino++
+							table.add(&inode{identity: identity{key: key{ino: ino}, typ: unix.S_IFREG}})
+						}
 					default:
 						table.clear(g.fs.root)
 					}
@@ -490,10 +495,13 @@ func TestSessionsThatBeginTogetherKeepTheRoot(t *testing.T) {
 		all.Wait()
 		_, e := g.getattr(root)
 		require.Zero(t, e, "the root")
+		known := 0
 		for i := range table.keys {
+			known += len(table.keys[i].m)
 			for _, n := range table.keys[i].m {
 				require.Same(t, n, table.slots.get(n.id), "known by identity only")
 			}
 		}
+		require.Equal(t, known, table.len(), "known by number only")
 	}
 }

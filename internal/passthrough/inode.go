@@ -61,19 +61,9 @@ type inode struct {
 func (n *inode) isDir() bool { return n.typ == unix.S_IFDIR }
 func (n *inode) isReg() bool { return n.typ == unix.S_IFREG }
 
-// use keeps the inode's descriptor from being closed until drop, and returns it, or -1 if none is open. The caller knows
-// the inode to be alive: it holds the lock of the table's shard, or is a user already.
+// use keeps the inode's descriptor from being closed until drop, and returns it, or -1 if none is open. That goes for an inode that is not
+// in the table any more as well.
 func (n *inode) use() int { return int(n.state.Add(oneUser)&fdMask) - 1 }
-
-// enter is use by who does not know whether the inode is alive.
-func (n *inode) enter(c *fdCache) (fd int, alive bool) {
-	v := n.state.Add(oneUser)
-	if v&dead != 0 {
-		n.drop(c)
-		return -1, false
-	}
-	return int(v&fdMask) - 1, true
-}
 
 // drop ends a use.
 func (n *inode) drop(c *fdCache) {

@@ -17,9 +17,10 @@ import (
 //
 // The root has a number of its own (FUSE_ROOT_ID), which none of these is: the count begins at 1.
 type slots struct {
-	root  atomic.Pointer[inode]
-	next  atomic.Uint64 // the shard of the next inode
-	shard [slotShards]slotShard
+	shrunk func() // is called, with a lock held, when many were removed; may be nil
+	root   atomic.Pointer[inode]
+	next   atomic.Uint64 // the shard of the next inode
+	shard  [slotShards]slotShard
 }
 
 const (
@@ -28,6 +29,7 @@ const (
 	countShift = 4 + slotBits
 	chunkSlots = 128 // of a chunk, which comes and goes as a whole
 	maxChunks  = 1 << slotBits / chunkSlots
+	shrinks    = 512 // inodes of a shard whose going is worth mentioning: some megabytes of all shards
 )
 
 type slotShard struct {
@@ -37,7 +39,8 @@ type slotShard struct {
 	first int       // no chunk before it has room
 	count uint64
 	n     int
-	_     [24]byte
+	most  int // that there were since shrunk was called
+	_     [16]byte
 }
 
 type chunk struct {
@@ -94,6 +97,7 @@ func (s *slots) put(n *inode) {
 	c.used[word] |= 1 << bit
 	c.n++
 	sh.n++
+	sh.most = max(sh.most, sh.n)
 	sh.count++
 	slot := 64*word + bit
 	n.id = sh.count<<countShift | uint64(i*chunkSlots+slot)<<4 | at
@@ -147,6 +151,12 @@ func (s *slots) remove(n *inode) bool {
 	c.n--
 	sh.n--
 	sh.first = min(sh.first, i)
+	if sh.most >= shrinks && sh.n < sh.most/4 {
+		sh.most = sh.n
+		if s.shrunk != nil {
+			s.shrunk()
+		}
+	}
 	switch {
 	case sh.n == 0:
 		sh.chunks.Store(nil)
@@ -172,7 +182,10 @@ func (s *slots) clear() (all []*inode) {
 			}
 		}
 		sh.chunks.Store(nil)
-		sh.first, sh.n = 0, 0
+		if sh.most >= shrinks && s.shrunk != nil {
+			s.shrunk()
+		}
+		sh.first, sh.n, sh.most = 0, 0, 0
 		sh.mu.Unlock()
 	}
 	return all

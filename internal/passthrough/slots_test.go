@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/fuseabi"
 )
@@ -27,7 +28,8 @@ func (s *slots) chunks() (n int) {
 }
 
 func TestNumbersOfInodes(t *testing.T) {
-	var s slots
+	shrunk := 0
+	s := slots{shrunk: func() { shrunk++ }}
 	root := &inode{id: fuseabi.RootID}
 	s.put(root)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -63,9 +65,11 @@ func TestNumbersOfInodes(t *testing.T) {
 			require.Nil(t, s.get(id))
 		}
 	}
+	assert.Zero(t, shrunk)
 	for _, n := range known {
 		require.True(t, s.remove(n))
 	}
+	assert.Equal(t, slotShards, shrunk)
 	assert.Zero(t, s.chunks(), "memory is given back")
 	assert.Same(t, root, s.get(fuseabi.RootID))
 	assert.Equal(t, 1, s.len())
@@ -104,4 +108,42 @@ func TestNumbersAreFoundWithoutALock(t *testing.T) {
 	writers.Wait()
 	over.Store(true)
 	reader.Wait()
+}
+
+// An inode is found without a lock, so it may go the next moment: who uses it then must not close its descriptor twice, nor keep it.
+func TestInodesGoWhileTheyAreFound(t *testing.T) {
+	table := newTable(newFDCache(1000))
+	var users sync.WaitGroup
+	var shown atomic.Uint64
+	var over atomic.Bool
+	for range 2 {
+		users.Go(func() {
+			for !over.Load() {
+				n, fd := table.get(shown.Load())
+				if n == nil {
+					continue
+				}
+				var st unix.Stat_t
+				if fd >= 0 && !assert.NoError(t, unix.Fstat(fd, &st), "closed while it is used") {
+					return
+				}
+				n.drop(table.fds)
+			}
+		})
+	}
+	for i := range 20_000 {
+		n := &inode{identity: identity{key: key{ino: uint64(i)}}}
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		n.state.Store(oneUser)
+		n.setFD(fd)
+		table.add(n)
+		table.fds.insert(n)
+		n.drop(table.fds)
+		shown.Store(n.id)
+		table.forget(n.id, 1)
+	}
+	over.Store(true)
+	users.Wait()
+	assert.Zero(t, table.fds.open.Load(), "a descriptor is kept")
 }

@@ -53,12 +53,10 @@ func (t *table) keyShard(k key) *keyShard {
 
 // get finds an inode by number and makes the caller a user of it; fd is -1 if it has none open.
 func (t *table) get(id uint64) (n *inode, fd int) {
-	if n = t.slots.get(id); n != nil {
-		if fd, alive := n.enter(t.fds); alive {
-			return n, fd
-		}
+	if n = t.slots.get(id); n == nil {
+		return nil, -1
 	}
-	return nil, -1
+	return n, n.use()
 }
 
 // same reports whether n is the file that was seen. An open descriptor keeps the inode number from being used again; without,
