@@ -24,7 +24,7 @@ import (
 // Adopt makes the run in runDir the evidence from which the pages of the tree are made: docs/evidence is replaced. Copied are run.json,
 // and of each cell what became of it, its command line and the observations, without what no rule reads (logs, the kernel's
 // messages). The records are judged anew, by the claims and rules of the tree; so adopting docs/evidence itself brings it up to date
-// with them. Cells of scenarios that the tree does not have are left out. The benchmarks (bench.json, bench-guest.json) and the
+// with them. Cells of scenarios that the tree does not have are left out. The benchmarks (bench.json, bench-asleep.json, bench-guest.json) and the
 // self-test (selftest.json) stay as they are.
 //
 // Paths of the machine become words: {work} is a cell's work directory, {share}, {outside} and {socket} what is in it, {run} the run's
@@ -59,7 +59,7 @@ func Adopt(runDir, root string) error {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	// The benchmarks and the self-test are runs of their own, and stay.
-	for _, kept := range []string{benchFile, guestBenchFile, faultsFile} {
+	for _, kept := range []string{benchFile, asleepBenchFile, guestBenchFile, faultsFile} {
 		kept = filepath.Join(root, filepath.FromSlash(kept))
 		if err := os.Rename(kept, filepath.Join(fresh, filepath.Base(kept))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("adopt the run: %w", err)

@@ -14,29 +14,39 @@ import (
 	"virtiofsd/harness/bench/guest"
 )
 
-// benchFile is the adopted run of the benchmark, as `vfsmatrix bench --json` writes it.
-const benchFile = evidenceDir + "/bench.json"
+// Files of adopted runs of the benchmarks; none has to be there.
+const (
+	benchFile       = evidenceDir + "/bench.json"        // `vfsmatrix bench --json`
+	asleepBenchFile = evidenceDir + "/bench-asleep.json" // the same with --idle=machine, on one whose processors halt
+	guestBenchFile  = evidenceDir + "/bench-guest.json"  // `vfsmatrix bench guest --json`
+)
 
-// guestBenchFile is that of `vfsmatrix bench guest --json`, which need not be there.
-const guestBenchFile = evidenceDir + "/bench-guest.json"
+// measures are what they hold, nil where there is none.
+type measures struct {
+	rings, asleep *bench.Report
+	guest         *guest.Report
+}
 
-// loadBench reads both; nil where there is none.
-func loadBench(tree fs.FS) (*bench.Report, *guest.Report, error) {
-	r, err := readReport[bench.Report](tree, benchFile)
-	if err != nil {
-		return nil, nil, err
+func loadBench(tree fs.FS) (m measures, err error) {
+	if m.rings, err = readReport[bench.Report](tree, benchFile); err != nil {
+		return m, err
 	}
-	if r != nil && len(r.Daemons) == 0 {
-		return nil, nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench --json", benchFile)
+	if m.asleep, err = readReport[bench.Report](tree, asleepBenchFile); err != nil {
+		return m, err
 	}
-	g, err := readReport[guest.Report](tree, guestBenchFile)
-	if err != nil {
-		return nil, nil, err
+	if m.guest, err = readReport[guest.Report](tree, guestBenchFile); err != nil {
+		return m, err
 	}
-	if g != nil && len(g.Daemons) == 0 {
-		return nil, nil, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench guest --json", guestBenchFile)
+	for file, nameless := range map[string]bool{
+		benchFile:       m.rings != nil && len(m.rings.Daemons) == 0,
+		asleepBenchFile: m.asleep != nil && len(m.asleep.Daemons) == 0,
+		guestBenchFile:  m.guest != nil && len(m.guest.Daemons) == 0,
+	} {
+		if nameless {
+			return m, fmt.Errorf("%s names no daemons; remedy: write it anew with vfsmatrix bench --json, or bench guest --json", file)
+		}
 	}
-	return r, g, nil
+	return m, nil
 }
 
 // readReport reads a file of JSON; nil where there is none.
@@ -75,22 +85,43 @@ func median(v []float64) float64 {
 	}
 }
 
-// benchPage is the page of the benchmarks; both may be nil.
-func benchPage(r *bench.Report, g *guest.Report) string {
+// benchPage is the page of the benchmarks.
+func benchPage(m measures) string {
 	var w strings.Builder
 	w.WriteString(generatedNote + "# Benchmarks\n\n")
-	if r == nil {
+	if m.rings == nil {
 		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n\n")
 	} else {
-		ringTables(&w, r)
+		ringTables(&w, m.rings)
 	}
-	if g != nil {
+	if m.asleep != nil {
+		asleepTable(&w, m.asleep)
+	}
+	if g := m.guest; g != nil {
 		fmt.Fprintf(&w, "## In a guest\n\nWhat programs in a virtual machine see: for each of the rounds a fresh process of the daemon, a fresh guest, a fresh copy of the share, and the guest's caches dropped before each program. "+
 			"Medians; `cpu` is the processor time of the daemon's processes, of fio for one operation. %s%s\n\n", g.Others(), cellText(g.Method()))
 		benchTable(&w, g.Table())
 		w.WriteString("The programs: " + strings.Join(g.Whats(), "; ") + ".\n")
 	}
 	return w.String()
+}
+
+// asleepTable compares the first daemon with the best other where processors that have nothing to do are slow to come back.
+func asleepTable(w *strings.Builder, r *bench.Report) {
+	first := r.Daemons[0]
+	fmt.Fprintf(w, "## Where processors fall asleep\n\nThe same workloads where a processor with nothing to do is slow to come back: a thread that sleeps and is woken up costs up to %.0f µs there and back, by the host's mood. "+
+		"Whoever spares a wake-up is far ahead at depth 1. %d rounds; host: %s.\n\n", slices.Max(append(r.FloorUS, 0)), r.Rounds, cellText(bench.Machinery(r.Host)))
+	cpu := func(wl bench.Workload, d string) string {
+		return fmt.Sprintf("%.2f µs", median(r.Of(wl.Name, d, bench.CPU)))
+	}
+	var rows [][]string
+	for _, wl := range r.Work {
+		if best := r.Best(wl, first); best != "" {
+			c := r.Compare(wl, first, best)
+			rows = append(rows, []string{wl.Name, amount(r, wl, first), cpu(wl, first), title(best), amount(r, wl, best), cpu(wl, best), fmt.Sprintf("%.2f × (p=%.3f)", c.Times, c.P)})
+		}
+	}
+	mdTable(w, []string{"workload", title(first), "CPU", "the best other", "has", "CPU", title(first) + " against it"}, rows)
 }
 
 // ringTables are what was measured without a guest.

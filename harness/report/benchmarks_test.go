@@ -33,11 +33,11 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 	assert.NotContains(t, svg, "broken")
 	assert.Contains(t, svg, "pale", "one round tells nothing apart")
 
-	page := benchPage(r, nil)
+	page := benchPage(measures{rings: r})
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
 	assert.Regexp(t, `broken \| fails \| 1000 /s .*EIO`, page)
-	assert.Contains(t, benchPage(nil, nil), "Not measured yet")
-	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon", "## In a guest"} {
+	assert.Contains(t, benchPage(measures{}), "Not measured yet")
+	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon", "## Beside threads", "## Where processors", "## In a guest"} {
 		assert.NotContains(t, page, title, "nothing of that was measured")
 	}
 }
@@ -60,8 +60,9 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 			{Scenario: "b-user", Daemon: "ours", ReadyMS: 12}, {Scenario: "b-user", Daemon: "ours", ReadyMS: 14},
 			{Scenario: "b-user", Daemon: "c", Why: "it needs root"},
 		},
+		Contests: []bench.Contest{{Workload: "getattr-1", Daemon: "ours", Rate: 2000, P50: 3, CPU: 4, Left: 0.5}, {Workload: "getattr-1", Daemon: "c", Bad: "EIO"}},
 	}
-	page := benchPage(r, nil)
+	page := benchPage(measures{rings: r})
 	assert.Contains(t, page, "2.00 × c", "a variant is no peer")
 	assert.Contains(t, page, "`no-poll` is `ours` with `--poll-us=0`")
 	assert.Contains(t, page, "| getattr-1 | 8.00 µs | 2.00 c | 1.00 | 2.00 µs | 0.50 c | 0.80 |")
@@ -69,6 +70,14 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 	assert.Contains(t, page, "| READDIRPLUS of n entries, per entry | 1000 | µs | - | 3.00 | - |")
 	assert.Contains(t, page, "| b-user | 13.0 | - | - |", "not being started is no figure")
 	assert.NotContains(t, benchChart(r), "no-poll")
+	assert.Contains(t, page, "| getattr-1 | ours | 2000 /s | 3.0 µs | 4.00 µs | 50 % |")
+	assert.Contains(t, page, "| getattr-1 | c | EIO |  |  |  |")
+
+	r.FloorUS = []float64{3, 40}
+	page = benchPage(measures{asleep: r})
+	assert.Contains(t, page, "## Where processors fall asleep")
+	assert.Contains(t, page, "up to 40 µs there and back")
+	assert.Regexp(t, `getattr-1 \| 5\.0 µs \| 8\.00 µs \| .* \| 10\.0 µs \| 4\.00 µs \| 2\.00 × \(p=1\.000\)`, page)
 }
 
 func TestBenchPageShowsGuests(t *testing.T) {
@@ -80,7 +89,7 @@ func TestBenchPageShowsGuests(t *testing.T) {
 		Programs: []guest.Program{{Name: "tar-x", What: "tar -x", Unit: "s"}},
 		Samples:  []guest.Sample{sample("tar-x", "ours", 2), sample("tar-x", "c", 4)},
 	}
-	page := benchPage(nil, g)
+	page := benchPage(measures{guest: g})
 	assert.Contains(t, page, "Not measured yet", "of the rings")
 	assert.Contains(t, page, "## In a guest")
 	assert.Contains(t, page, "| tar-x | 2.00 s | 200 ms | 4.00 s | 400 ms | 2.00 × c (p=1.000) | 0.50 |")
@@ -89,18 +98,17 @@ func TestBenchPageShowsGuests(t *testing.T) {
 
 	// The file need not be there; one that says nothing is a mistake.
 	tree := fstest.MapFS{}
-	r, none, err := loadBench(tree)
+	none, err := loadBench(tree)
 	require.NoError(t, err)
-	assert.Nil(t, r)
-	assert.Nil(t, none)
+	assert.Zero(t, none)
 	b, err := json.Marshal(g)
 	require.NoError(t, err)
 	tree[guestBenchFile] = &fstest.MapFile{Data: b}
-	_, read, err := loadBench(tree)
+	read, err := loadBench(tree)
 	require.NoError(t, err)
-	assert.Equal(t, page, benchPage(nil, read), "what was written reads the same")
+	assert.Equal(t, page, benchPage(read), "what was written reads the same")
 	tree[guestBenchFile] = &fstest.MapFile{Data: []byte("{}")}
-	_, _, err = loadBench(tree)
+	_, err = loadBench(tree)
 	assert.ErrorContains(t, err, "names no daemons")
 }
 

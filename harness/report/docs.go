@@ -85,13 +85,13 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
 	}
-	measures, inGuest, err := loadBench(tree)
+	m, err := loadBench(tree)
 	if err != nil {
 		return nil, err
 	}
-	out[generatedDir+"/benchmarks.md"] = []byte(benchPage(measures, inGuest))
-	if measures != nil {
-		out[generatedDir+"/benchmarks.svg"] = []byte(benchChart(measures))
+	out[generatedDir+"/benchmarks.md"] = []byte(benchPage(m))
+	if m.rings != nil {
+		out[generatedDir+"/benchmarks.svg"] = []byte(benchChart(m.rings))
 	}
 	spec, err := b.loadSpecification(tree)
 	if err != nil {

@@ -303,11 +303,11 @@ func TestAdoptKeepsWhatIsMeasuredApart(t *testing.T) {
 	w := newWorld(t)
 	evidence := filepath.Join(w.root, "docs/evidence")
 	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
-	for _, name := range []string{"bench.json", "bench-guest.json", "selftest.json"} {
+	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json"} {
 		require.NoError(t, os.WriteFile(filepath.Join(evidence, name), []byte(name), 0o644))
 	}
 	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
-	for _, name := range []string{"bench.json", "bench-guest.json", "selftest.json"} {
+	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json"} {
 		b, err := os.ReadFile(filepath.Join(evidence, name))
 		require.NoError(t, err)
 		assert.Equal(t, name, string(b))

@@ -11,6 +11,9 @@
 // what has not been started stays in the ring, where another worker can take it. Spare workers block in the read of an eventfd: a
 // locked goroutine that waits in Go's scheduler instead takes two wake-ups to get going.
 //
+// While it polls, a leader also minds the high-priority queue (FORGET), whose own leader sleeps: that one need not be woken up for a request
+// that comes right behind others.
+//
 // A handler that is a [Foreseer] gets the time in which the leader would poll for requests to come, a few microseconds at a time.
 //
 // Others come to work beside the leader, taking from the same ring, in three cases.
@@ -29,9 +32,11 @@
 //
 // # Locks
 //
-// Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason that spares do: it guards the ring, the messages' settings and the roles of workers. It is held for some tens of
-// nanoseconds per request, and never while a request is served, an eventfd of the front-end is written, or a line is logged: each of
-// those may block. The monitor takes it by TryLock only, but for the moment before it parks. No lock is shared by two queues.
+// Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason that spares do: it guards the ring, the
+// messages' settings and the roles of workers. It is held for some tens of nanoseconds per request, and never while a request is served, an
+// eventfd of the front-end is written, or a line is logged: each of those may block. The monitor takes it by TryLock only, but for the moment
+// before it parks. Nobody holds two, but who begins or ends to mind the high-priority queue or looks into it: its own queue's, then that
+// one's. One leader does at a time, and no other touches that lock meanwhile.
 //
 // # Memory
 //

@@ -452,7 +452,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 }
 
 func TestIdleDeviceUsesNoProcessor(t *testing.T) {
-	d := serve(t, &echo{}, vhostuser.Config{Poll: 50 * time.Microsecond}, fe.Config{RequestQueues: 8})
+	d := serve(t, &echo{}, vhostuser.Config{Poll: 50 * time.Microsecond, Hidden: 4}, fe.Config{RequestQueues: 8})
 	for range 500 { // so that polling is worth while
 		for q := range 9 {
 			d.quick(t, q)

@@ -38,6 +38,7 @@ type seen struct {
 	leader   *worker
 	serial   uint64
 	requests uint64
+	sleeps   uint64 // if the leader is hidden
 	cpu      time.Duration // of the leader's thread
 }
 
@@ -114,6 +115,14 @@ func (m *monitor) look(last []seen, tick time.Duration) (busy, near bool) {
 			near = near || !q.asleep || served >= uint64(tick/monitorTick)
 			q.watch(&last[i], tick)
 		}
+		if q.asleep && q.hidden.Load() {
+			busy, near = true, true // until it is not
+			if last[i].sleeps == q.counters.Sleeps {
+				q.lasts.Store(true)
+				ring(q.wake, 1)
+			}
+			last[i].sleeps = q.counters.Sleeps
+		}
 		q.mu.Unlock()
 	}
 	return busy, near
@@ -124,7 +133,7 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	w := q.leader
 	served := q.counters.Requests - last.requests
 	was := *last
-	*last = seen{leader: w, requests: q.counters.Requests}
+	*last = seen{leader: w, requests: q.counters.Requests, sleeps: was.sleeps}
 	if q.asleep && q.inflight == 0 {
 		q.want = max(1, q.want/2)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +42,10 @@ type queue struct {
 	closed      bool
 	tell        coalescer
 
-	leader    *worker // who polls and sleeps, or will when its request is done
-	asleep    bool    // the leader sleeps
+	leader    *worker     // who polls and sleeps, or will when its request is done
+	asleep    bool        // the leader sleeps
+	hidden    atomic.Bool // unseen by Go's scheduler
+	lasts     atomic.Bool // the monitor says that such a sleep lasts
 	poll      time.Duration
 	brisk     bool          // the last sleep was short
 	pollAgain time.Time     // no polling before

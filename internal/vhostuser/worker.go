@@ -1,6 +1,7 @@
 package vhostuser
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
@@ -469,38 +470,53 @@ func (w *worker) rest() {
 	}
 }
 
-// briskSleep is how long a queue's sleeps may be to be hidden from Go's scheduler; epoll_wait(2) counts in milliseconds.
+// briskSleep is how long a queue's sleeps may be for the next one to begin hidden from Go's scheduler.
 const briskSleep = time.Millisecond
 
 // sleep waits for a kick or a nudge. Go's scheduler takes its processor from a thread that sleeps in a system call, and its watchdog looks
 // every 20 µs for such threads; that cost more than the requests of a busy queue did. So where the last sleep was short this one begins
-// hidden from it, if not too many are: each keeps one of Go's processors.
+// hidden from it, if not too many are: each keeps one of Go's processors. The monitor ends that when it lasts. A timeout would as well, but to
+// set a timer and to cancel it costs a virtual machine two exits, for each request.
 func (q *queue) sleep(brisk, kickless bool) error {
-	var ev [2]unix.EpollEvent
-	n, err := 0, error(nil)
-	timeout := -1
 	if kickless {
-		timeout = 1
+		_, err := q.await(func(ev []unix.EpollEvent) (int, error) { return unix.EpollWait(q.epoll, ev, 1) })
+		return err
 	}
-	if brisk {
-		if d := q.dev; int(d.held.Add(1)) <= d.cfg.Hidden {
-			var e unix.Errno
-			if n, e = sys.EpollWaitHeld(q.epoll, ev[:], int(briskSleep/time.Millisecond)); e != 0 {
-				err = e
+	if d := q.dev; brisk {
+		if int(d.held.Add(1)) > d.cfg.Hidden {
+			d.held.Add(-1)
+		} else {
+			q.hidden.Store(true)
+			lasts, err := q.await(func(ev []unix.EpollEvent) (int, error) {
+				n, e := sys.EpollWaitHeld(q.epoll, ev)
+				if e != 0 {
+					return 0, e
+				}
+				return n, nil
+			})
+			q.hidden.Store(false)
+			d.held.Add(-1)
+			if !lasts || err != nil {
+				return err
 			}
 		}
-		q.dev.held.Add(-1)
 	}
-	if n == 0 && err == nil {
-		n, err = unix.EpollWait(q.epoll, ev[:], timeout)
-	}
+	_, err := q.await(func(ev []unix.EpollEvent) (int, error) { return unix.EpollWait(q.epoll, ev, -1) })
+	return err
+}
+
+// await waits once. It reports whether nothing has come but the monitor's word that a hidden sleep lasts.
+func (q *queue) await(wait func([]unix.EpollEvent) (int, error)) (lasts bool, err error) {
+	var ev [2]unix.EpollEvent
+	n, err := wait(ev[:])
 	for _, e := range ev[:max(n, 0)] {
 		if int(e.Fd) == q.wake {
 			var b [8]byte
 			unix.Read(q.wake, b[:])
+			lasts = q.lasts.Swap(false) && n == 1 && binary.NativeEndian.Uint64(b[:]) == 1
 		}
 	}
-	return err
+	return lasts, err
 }
 
 // mostCredit is how many hits of polling count at most, and vainCost how many of them a turn in vain uses up: polling in vain takes several
