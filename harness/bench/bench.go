@@ -362,7 +362,7 @@ func (s *session) release(j *job) {
 }
 
 // settles is for how long a daemon that has nothing to do any more may take to give memory back.
-const settles = 1600 * time.Millisecond
+const settles = 1800 * time.Millisecond
 
 // memory looks many names up, sees what each costs, and forgets them again.
 func (s *session) memory(proc *fe.Process, st *State) error {

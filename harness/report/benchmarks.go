@@ -116,7 +116,7 @@ func asleepTable(w *strings.Builder, r *bench.Report) {
 	}
 	var rows [][]string
 	for _, wl := range r.Work {
-		if best := r.Best(wl, first); best != "" {
+		if best := r.Best(wl, first); best != "" && len(r.Of(wl.Name, first, figureOf(wl))) > 0 {
 			c := r.Compare(wl, first, best)
 			rows = append(rows, []string{wl.Name, amount(r, wl, first), cpu(wl, first), title(best), amount(r, wl, best), cpu(wl, best), fmt.Sprintf("%.2f × (p=%.3f)", c.Times, c.P)})
 		}
@@ -182,7 +182,7 @@ func workloadTables(w *strings.Builder, r *bench.Report) {
 		}
 		best := r.Best(wl, first)
 		text := ""
-		if best != "" {
+		if best != "" && len(r.Of(wl.Name, first, figureOf(wl))) > 0 {
 			c := r.Compare(wl, first, best)
 			text = fmt.Sprintf("%.2f × %s (p=%.3f)", c.Times, best, c.P)
 		}

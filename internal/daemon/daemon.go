@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -382,7 +383,7 @@ func (s *server) serve(ctx context.Context) error {
 		}
 		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
 			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.ThreadPoolSize,
-			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: runtime.GOMAXPROCS(0)/2 - 1, Logger: s.log,
+			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: mostHidden(), Logger: s.log,
 		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
 		st.left()
@@ -400,6 +401,14 @@ func (s *server) serve(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// mostHidden is how many threads may sleep unseen by Go's scheduler: each keeps one of its processors, and is reached by a signal only.
+func mostHidden() int {
+	if strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff=1") {
+		return 0
+	}
+	return runtime.GOMAXPROCS(0)/2 - 1
 }
 
 // backend makes a FUSE session a device of the transport.

@@ -50,6 +50,7 @@ func tuneCollector() {
 const (
 	giveBackAfter = 500 * time.Millisecond
 	giveBackAgain = time.Second
+	giveBackShare = 20 // times as long as it took: at most a twentieth of the time is spent on it, whatever a guest does
 )
 
 // giveBack gives memory back to the host when a guest has forgotten most of what it knew, as when it drops its caches: the collector would come
@@ -64,8 +65,9 @@ func giveBack(ctx context.Context, forgot <-chan struct{}) {
 		if !rest(ctx, giveBackAfter) {
 			return
 		}
+		began := time.Now()
 		debug.FreeOSMemory()
-		if !rest(ctx, giveBackAgain) {
+		if !rest(ctx, max(giveBackAgain, giveBackShare*time.Since(began))) {
 			return
 		}
 	}

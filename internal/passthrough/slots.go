@@ -158,9 +158,9 @@ func (s *slots) remove(n *inode) bool {
 		}
 	}
 	switch {
-	case sh.n == 0:
+	case sh.n == 0 && i > 0:
 		sh.chunks.Store(nil)
-	case c.n == 0:
+	case c.n == 0 && i > 0: // one is kept, for who creates and deletes one file after the other
 		(*all)[i].Store(nil)
 	}
 	return true

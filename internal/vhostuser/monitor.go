@@ -38,7 +38,7 @@ type seen struct {
 	leader   *worker
 	serial   uint64
 	requests uint64
-	sleeps   uint64 // if the leader is hidden
+	sleeps   uint64        // if the leader is hidden
 	cpu      time.Duration // of the leader's thread
 }
 

@@ -449,10 +449,14 @@ func (w *worker) rest() {
 	}
 	q.counters.Sleeps++
 	q.asleep = true
-	brisk, kickless := q.brisk, q.kickless
+	q.hide()
+	timeout := -1
+	if q.kickless {
+		timeout = 1
+	}
 	q.mu.Unlock()
 
-	err := q.sleep(brisk, kickless)
+	err := q.sleep(timeout)
 	waited := time.Since(began)
 
 	q.mu.Lock()
@@ -473,42 +477,47 @@ func (w *worker) rest() {
 // briskSleep is how long a queue's sleeps may be for the next one to begin hidden from Go's scheduler.
 const briskSleep = time.Millisecond
 
-// sleep waits for a kick or a nudge. Go's scheduler takes its processor from a thread that sleeps in a system call, and its watchdog looks
-// every 20 µs for such threads; that cost more than the requests of a busy queue did. So where the last sleep was short this one begins
-// hidden from it, if not too many are: each keeps one of Go's processors. The monitor ends that when it lasts. A timeout would as well, but to
-// set a timer and to cancel it costs a virtual machine two exits, for each request.
-func (q *queue) sleep(brisk, kickless bool) error {
-	if kickless {
-		_, err := q.await(func(ev []unix.EpollEvent) (int, error) { return unix.EpollWait(q.epoll, ev, 1) })
-		return err
+// hide decides whether a sleep begins hidden from Go's scheduler. That takes its processor from a thread that sleeps in a system call, and its
+// watchdog looks every 20 µs for such threads; that cost more than the requests of a busy queue did. So where the last sleep was short this one
+// is hidden, if not too many are: each keeps one of Go's processors. The monitor ends that when it lasts. A timeout would as well, but to set a
+// timer and to cancel it costs a virtual machine two exits, for each request. The caller holds mu, so that the monitor sees it with asleep.
+func (q *queue) hide() {
+	if !q.brisk || q.kickless {
+		return
 	}
-	if d := q.dev; brisk {
-		if int(d.held.Add(1)) > d.cfg.Hidden {
-			d.held.Add(-1)
-		} else {
-			q.hidden.Store(true)
-			lasts, err := q.await(func(ev []unix.EpollEvent) (int, error) {
-				n, e := sys.EpollWaitHeld(q.epoll, ev)
-				if e != 0 {
-					return 0, e
-				}
-				return n, nil
-			})
-			q.hidden.Store(false)
-			d.held.Add(-1)
-			if !lasts || err != nil {
-				return err
-			}
+	if int(q.dev.held.Add(1)) > q.dev.cfg.Hidden {
+		q.dev.held.Add(-1)
+		return
+	}
+	q.hidden.Store(true)
+}
+
+// sleep waits for a kick or a nudge, or for timeout milliseconds unless that is negative.
+func (q *queue) sleep(timeout int) error {
+	if q.hidden.Load() {
+		lasts, err := q.await(true, -1)
+		q.hidden.Store(false)
+		q.dev.held.Add(-1)
+		if !lasts || err != nil {
+			return err
 		}
 	}
-	_, err := q.await(func(ev []unix.EpollEvent) (int, error) { return unix.EpollWait(q.epoll, ev, -1) })
+	_, err := q.await(false, timeout)
 	return err
 }
 
 // await waits once. It reports whether nothing has come but the monitor's word that a hidden sleep lasts.
-func (q *queue) await(wait func([]unix.EpollEvent) (int, error)) (lasts bool, err error) {
+func (q *queue) await(hidden bool, timeout int) (lasts bool, err error) {
 	var ev [2]unix.EpollEvent
-	n, err := wait(ev[:])
+	n := 0
+	if hidden {
+		var e unix.Errno
+		if n, e = sys.EpollWaitHeld(q.epoll, ev[:]); e != 0 {
+			err = e
+		}
+	} else {
+		n, err = unix.EpollWait(q.epoll, ev[:], timeout)
+	}
 	for _, e := range ev[:max(n, 0)] {
 		if int(e.Fd) == q.wake {
 			var b [8]byte
