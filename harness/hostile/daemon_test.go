@@ -322,7 +322,7 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 	var after usage
 	assert.Eventually(t, func() bool {
 		after = p.usage(t)
-		return after.threads <= before.threads+3 // Go's own come and go
+		return after.threads <= before.threads+3 && after.anon < before.anon+4<<20 // Go's own come and go; memory is given back when it is quiet
 	}, 5*time.Second, 50*time.Millisecond)
 	assert.Equal(t, before.fds, after.fds)
 	assert.LessOrEqual(t, after.threads, before.threads+3)

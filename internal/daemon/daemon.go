@@ -387,6 +387,7 @@ func (s *server) serve(ctx context.Context) error {
 		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
 		st.left()
+		cfg.Shrunk() // what its device had
 		switch {
 		case ctx.Err() != nil:
 			return nil
