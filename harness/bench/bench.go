@@ -153,16 +153,26 @@ func (o Options) chosen() (all []Workload) {
 // wantsState says that processes are looked at too, not only workloads.
 func (o Options) wantsState() bool { return o.Only == nil || o.Only.MatchString("state") }
 
+// newShare is newBed with what the chosen workloads work on.
+func newShare(o Options) (*bed, *Report, error) {
+	b, r, err := newBed(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := b.prepareShare(); err != nil {
+		b.close()
+		return nil, nil, err
+	}
+	return b, r, nil
+}
+
 // Run measures. A daemon that fails a workload gets a Sample with the error, and the run goes on.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	b, r, err := newBed(o)
+	b, r, err := newShare(o)
 	if err != nil {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepareShare(); err != nil {
-		return nil, err
-	}
 	r.Rounds, r.Work = b.Rounds, o.chosen()
 	for round := range b.Rounds {
 		if err := floor(min(b.Time, 500*time.Millisecond), b.hist); err != nil {

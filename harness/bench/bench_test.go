@@ -207,7 +207,7 @@ func TestMemoryOfInodesIsGivenBack(t *testing.T) {
 
 func TestCompete(t *testing.T) {
 	testenv.Need(t, "root")
-	o := quick(t, "^getattr-1$", daemon)
+	o := quick(t, "^getattr-(1|32)$", daemon)
 	o.Time = 50 * time.Millisecond
 	r, err := bench.Compete(t.Context(), o)
 	require.NoError(t, err)
@@ -217,7 +217,8 @@ func TestCompete(t *testing.T) {
 	assert.Positive(t, c.Rate)
 	assert.Greater(t, c.Left, 0.05)
 	assert.Less(t, c.Left, 1.2)
-	assert.Len(t, new(bench.Report).With(r).ContestTable(), 2)
+	joined := &bench.Report{Daemons: []string{"another"}}
+	assert.Len(t, joined.With(r).ContestTable(), 2, "who was not measured has no row")
 }
 
 // Processors are kept awake by a file that is open, and only so long.
@@ -238,7 +239,9 @@ func TestProcessorsAreKeptAwakeMeanwhile(t *testing.T) {
 	assert.Zero(t, open())
 	release()
 	how, release = bench.Awake.Keep()
-	if os.Geteuid() != 0 || !assert.FileExists(t, file) {
+	if f, err := os.OpenFile(file, os.O_WRONLY, 0); err == nil {
+		f.Close()
+	} else { // no privilege, or no such machine
 		assert.Contains(t, how, file)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,19 +59,17 @@ func (s *spinners) end() uint64 {
 	return s.done.Load()
 }
 
-// Compete measures workloads against threads that compute.
+// Compete measures workloads at depth 1 against threads that compute. What is left to these is of the whole time that a daemon works,
+// with its warm-up.
 func Compete(ctx context.Context, o Options) (*Report, error) {
 	if o.Only == nil {
 		o.Only = contests
 	}
-	b, r, err := newBed(o)
+	b, r, err := newShare(o)
 	if err != nil {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepareShare(); err != nil {
-		return nil, err
-	}
 	// The loop that plays the guest and the threads are goroutines of one process, each on a thread of its own.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2*runtime.NumCPU() + 2))
 	r.Rounds = b.Rounds
@@ -80,6 +79,9 @@ func Compete(ctx context.Context, o Options) (*Report, error) {
 		time.Sleep(b.Time)
 		most := float64(alone.end()) / time.Since(began).Seconds()
 		for n, w := range o.chosen() {
+			if w.Depth != 1 { // a queue that is never empty is not polled
+				continue
+			}
 			for i := range b.Daemons {
 				d := b.Daemons[(i+n+round)%len(b.Daemons)]
 				c := Contest{Workload: w.Name, Daemon: d.Name, Round: round}
@@ -110,17 +112,21 @@ func (r *Report) ContestTable() [][]string {
 	var names []string
 	of := map[[2]string][]Contest{}
 	for _, c := range r.Contests {
-		k := [2]string{c.Workload, c.Daemon}
-		if len(of[k]) == 0 && (len(names) == 0 || names[len(names)-1] != c.Workload) && c.Round == 0 {
+		if !slices.Contains(names, c.Workload) {
 			names = append(names, c.Workload)
 		}
+		k := [2]string{c.Workload, c.Daemon}
 		of[k] = append(of[k], c)
 	}
 	for _, name := range names {
 		for _, d := range r.Daemons {
+			all := of[[2]string{name, d}]
+			if len(all) == 0 {
+				continue
+			}
 			var rate, p50, cpu, left []float64
-			bad := "-"
-			for _, c := range of[[2]string{name, d}] {
+			bad := ""
+			for _, c := range all {
 				if c.Bad != "" {
 					bad = c.Bad
 					continue

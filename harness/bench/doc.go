@@ -7,6 +7,7 @@
 //     these ratios is reported: a machine that is slow for a minute is slow for both.
 //   - A workload at depth 1 sleeps in the call eventfd until its reply is there, as a guest that waits for an interrupt: wake-ups
 //     are part of what is measured. The floor of that, an eventfd there and back between two threads, is measured in the same run.
+//   - Processors with nothing to do are kept awake ([Idle]): what a virtual one takes to come back is its host's mood.
 //   - Latencies go into an HDR histogram; of each round the median and the 99th percentile are kept, and what is reported are
 //     medians of rounds, with the interval of their confidence, never one run.
 //   - Processor time is that of the daemon's whole process tree, in nanoseconds, divided by operations.

@@ -83,14 +83,11 @@ func Syscalls(ctx context.Context, o Options) (*Report, error) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		return nil, fmt.Errorf("count system calls: %w; remedy: install strace", err)
 	}
-	b, r, err := newBed(o)
+	b, r, err := newShare(o)
 	if err != nil {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepareShare(); err != nil {
-		return nil, err
-	}
 	for _, w := range b.chosen() {
 		for _, d := range b.Daemons {
 			s, err := b.begin(ctx, d, w.Queues)

@@ -6,6 +6,13 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
+// Without preemption by signals nobody could interrupt a thread that sleeps unseen.
+func TestNobodySleepsUnseenWithoutPreemption(t *testing.T) {
+	assert.Positive(t, mostHidden())
+	t.Setenv("GODEBUG", "madvdontneed=1,asyncpreemptoff=1")
+	assert.Zero(t, mostHidden())
+}
+
 func TestHeapMayGrow(t *testing.T) {
 	const mib = 1 << 20
 	for _, tc := range []struct {

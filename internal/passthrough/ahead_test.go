@@ -69,6 +69,17 @@ func TestAheadLooksAtWhatComesNext(t *testing.T) {
 }
 
 // Where the guest is to believe nothing there is nothing to look at, and nothing is kept open by it.
+// FORGETs of other directories come all the while, and may be served by the worker that lists.
+func TestForgettingDoesNotEndLookingAhead(t *testing.T) {
+	g, fh, first := listing(t, CacheAuto)
+	other := first[len(first)-1].node
+	second, e := g.readdirAt(root, fh, first[len(first)-1].dirent.Off, true, 4096)
+	require.Zero(t, e)
+	g.forget(other, 1)
+	g.foresee()
+	assert.Equal(t, len(second), g.seenAhead(fh))
+}
+
 func TestAheadNotWithoutACache(t *testing.T) {
 	g, fh, _ := listing(t, CacheNever)
 	assert.Zero(t, g.seenAhead(fh))

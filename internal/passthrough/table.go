@@ -24,18 +24,18 @@ type keyShard struct {
 	_    [40]byte
 }
 
-// remove deletes an entry and returns the map, or a smaller one: Go's keep the room of as many entries as they ever had.
-func remove[K comparable](m map[K]*inode, k K, most *int) map[K]*inode {
+// remove deletes an entry, and makes the map anew where it has become small: Go's keep the room of as many entries as they ever had. The
+// caller holds mu.
+func (s *keyShard) remove(k key) {
 	const worth = 64
-	*most = max(*most, len(m))
-	delete(m, k)
-	if *most < worth || len(m) > *most/4 {
-		return m
+	s.most = max(s.most, len(s.m))
+	delete(s.m, k)
+	if s.most >= worth && len(s.m) <= s.most/4 {
+		s.most = len(s.m)
+		small := make(map[key]*inode, len(s.m))
+		maps.Copy(small, s.m)
+		s.m = small
 	}
-	*most = len(m)
-	small := make(map[K]*inode, len(m))
-	maps.Copy(small, m)
-	return small
 }
 
 func newTable(fds *fdCache) *table {
@@ -140,7 +140,7 @@ func (t *table) forget(id, count uint64) {
 	}
 	gone := t.slots.remove(n)
 	if s.m[n.key] == n {
-		s.m = remove(s.m, n.key, &s.most)
+		s.remove(n.key)
 	}
 	s.mu.Unlock()
 	if gone {
