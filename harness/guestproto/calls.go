@@ -324,7 +324,7 @@ type Exec struct {
 type WalkArgs struct {
 	Where
 	Hash bool `json:"hash,omitempty"`
-	// Fresh drops the page cache first: what is hashed is what the share holds, not what the guest remembers of it.
+	// Fresh drops pages, names and inodes first: what is seen is what the share holds, not what the guest remembers of it.
 	Fresh bool `json:"fresh,omitempty"`
 	Max   int  `json:"max,omitempty"` // entries; 0 is 100,000
 }

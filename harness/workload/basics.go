@@ -116,7 +116,7 @@ var dataChecks = []check{
 		c.ok(err, "pwrite")
 		c.eq(string(m[8192:8200]), "by write", "the map sees write")
 		c.ok(unix.Munmap(m), "munmap")
-		_ = dropCaches("3") // on a host the caches stay, and the check is weaker
+		_ = dropCaches() // on a host the caches stay, and the check is weaker
 		c.eq(c.read("f")[4000:4023], "written through the map", "after munmap")
 	}},
 	{"mmap-private", func(c *checker) {

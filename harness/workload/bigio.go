@@ -69,7 +69,7 @@ func (e *Env) bigIO(a guestproto.BigIOArgs) (guestproto.BigIO, error) {
 			return r, nil
 		}
 	}
-	if err := dropCaches("3"); err != nil && !a.Local {
+	if err := dropCaches(); err != nil && !a.Local {
 		return r, err
 	}
 	if step, err := e.readBig(path, buf, a, &r); err != nil {
@@ -150,10 +150,10 @@ func direct(on bool) int {
 	return 0
 }
 
-// dropCaches makes the next reads come from the share: "1" drops the page cache, "3" dentries and inodes, too (proc(5), drop_caches).
-func dropCaches(which string) error {
+// dropCaches makes what is seen next come from the share: pages, dentries and inodes are dropped (proc(5), drop_caches).
+func dropCaches() error {
 	unix.Sync()
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte(which), 0); err != nil {
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		return fmt.Errorf("drop the guest's caches: %w", err)
 	}
 	return nil

@@ -61,7 +61,7 @@ func (e *Env) tree(a guestproto.TreeArgs) (guestproto.Tree, error) {
 		}
 		return os.Rename(filepath.Join(dir(i), oldName(i)), filepath.Join(to, newName(i)))
 	})
-	if err := dropCaches("3"); err != nil && !a.Local {
+	if err := dropCaches(); err != nil && !a.Local {
 		return r, err
 	}
 	r.ListedAfter = e.list(top, a, "list-after", newName, wrong, r.Seconds)

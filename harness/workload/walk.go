@@ -27,7 +27,9 @@ func (e *Env) walk(a guestproto.WalkArgs) (guestproto.Walk, error) {
 		return w, err
 	}
 	if a.Fresh {
-		if err := dropCaches("1"); err != nil {
+		// Inodes, too: a directory that the host has moved away from a name which was removed here afterwards counts as removed for Linux
+		// (S_DEAD), and has nothing in it for as long as its inode lives.
+		if err := dropCaches(); err != nil {
 			return w, err
 		}
 	}
