@@ -10,14 +10,71 @@ import (
 	"virtiofsd/internal/sys"
 )
 
+// walkLeast is how many directories have to have been found and gone into, one in the other, before the next name is taken for one.
+const walkLeast = 2
+
+// walk is what a thread knows of a guest that goes down a path which it does not know yet.
+type walk struct {
+	found uint64 // what the last LOOKUP found
+	held  bool   // its descriptor was opened on that occasion
+	steps int    // how many LOOKUPs in a row were in what the one before had found, and that had no descriptor
+}
+
 // Lookup implements fuse.Thread.
 func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
-	p, fd, e := t.dir(parent)
+	p, fd := t.fs.nodes.get(parent)
+	w := &t.walk
+	if parent == w.found && (fd < 0 || w.held) {
+		w.steps++
+	} else {
+		w.steps = 0
+	}
+	w.found, w.held = 0, false
+	p, fd, e := t.opened(p, fd)
 	if e != 0 {
 		return e
 	}
-	e = t.lookup(p, fd, name, out)
+	switch {
+	case !p.isDir():
+		e = unix.ENOTDIR
+	case w.steps < walkLeast:
+		e = t.lookup(p, fd, name, out)
+	default:
+		e = t.lookupOpen(p, fd, name, out)
+	}
 	t.put(p)
+	if e == 0 {
+		w.found = out.NodeId
+	}
+	return e
+}
+
+// lookupOpen is lookup of what will be gone into next, most probably: it is opened at once, where lookup would look at it, and whoever comes
+// next would open it and look again whether it is the same.
+func (t *thread) lookupOpen(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
+	fd, e := sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	switch e {
+	case 0:
+	case unix.ENOENT:
+		return e
+	default: // there may be no descriptors left
+		return t.lookup(p, pfd, name, out)
+	}
+	if e = sys.FStatx(fd, identityMask, &t.st); e == 0 {
+		e = t.known(p, pfd, name, out)
+	}
+	if e == 0 { // the guest may have forgotten it already, and its number mean another file
+		if n, have := t.fs.nodes.get(out.NodeId); n != nil {
+			if have < 0 && n.identity == identify(&t.st) {
+				t.walk.held = t.fs.publish(n, fd) == fd
+				fd = -1
+			}
+			t.put(n)
+		}
+	}
+	if fd >= 0 {
+		sys.Close(fd)
+	}
 	return e
 }
 
@@ -110,13 +167,40 @@ func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno
 			return e
 		}
 	}
-	n, fd, e := t.node(in.NodeId)
+	n, fd := t.fs.nodes.get(in.NodeId)
+	if n != nil && fd < 0 && t.glance(n, 0) {
+		t.attr(&out.Attr)
+		t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+		t.put(n)
+		return 0
+	}
+	n, fd, e := t.opened(n, fd)
 	if e != 0 {
 		return e
 	}
 	e = t.statFD(fd, out)
 	t.put(n)
 	return e
+}
+
+// glance looks at an inode that has no descriptor by its name, and reports whether it found it: t.st is filled in then. That is one system
+// call and leaves nothing open, for a guest that looks at many files once. An inode that is asked for again is worth a descriptor. The flags
+// are of synchronisation (statx(2)).
+func (t *thread) glance(n *inode, flags int) bool {
+	if n.btime == 0 || n.hot.Swap(true) { // without a birth time a number may mean another file meanwhile
+		return false
+	}
+	n.slow.Lock()
+	p, name, handle := n.parent, n.name, n.handle
+	n.slow.Unlock()
+	if p == nil || handle != nil {
+		return false
+	}
+	pfd := p.use()
+	found := pfd >= 0 && sys.Statx(pfd, &name[0], flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st) == 0 &&
+		identify(&t.st) == n.identity
+	t.put(p)
+	return found
 }
 
 // Statx implements fuse.Thread.
@@ -128,21 +212,26 @@ func (t *thread) Statx(in *fuseabi.StatxIn, out *fuseabi.StatxOut) unix.Errno {
 			fd = f.fd
 		}
 	}
+	flags := int(in.SxFlags) & (unix.AT_STATX_FORCE_SYNC | unix.AT_STATX_DONT_SYNC) // as the caller wants it
+	seen := false
 	if fd < 0 {
-		n, nfd, e := t.node(in.NodeId)
-		if e != 0 {
-			return e
+		n, nfd := t.fs.nodes.get(in.NodeId)
+		if seen = n != nil && nfd < 0 && t.glance(n, flags); !seen {
+			var e unix.Errno
+			if n, nfd, e = t.opened(n, nfd); e != 0 {
+				return e
+			}
 		}
 		defer t.put(n)
 		fd = nfd
 	}
-	// Only what the protocol has fields for; synchronisation as the caller wants it.
-	const mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
-	flags := unix.AT_EMPTY_PATH | int(in.SxFlags)&(unix.AT_STATX_FORCE_SYNC|unix.AT_STATX_DONT_SYNC)
-	var empty = &t.path[len(t.path)-1]
-	*empty = 0
-	if e := sys.Statx(fd, empty, flags, in.SxMask&mask|unix.STATX_BASIC_STATS, &t.st); e != 0 {
-		return e
+	const mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME // only what the protocol has fields for
+	if !seen {
+		var empty = &t.path[len(t.path)-1]
+		*empty = 0
+		if e := sys.Statx(fd, empty, flags|unix.AT_EMPTY_PATH, in.SxMask&mask|unix.STATX_BASIC_STATS, &t.st); e != 0 {
+			return e
+		}
 	}
 	out.FromStatx(&t.st)
 	out.Mask &= mask

@@ -12,6 +12,11 @@ const maxDepth = 4096
 // node finds an inode and its descriptor. Afterwards the caller is a user of the inode and calls put.
 func (t *thread) node(id uint64) (*inode, int, unix.Errno) {
 	n, fd := t.fs.nodes.get(id)
+	return t.opened(n, fd)
+}
+
+// opened is the second half of node: what the table gave, with its descriptor opened.
+func (t *thread) opened(n *inode, fd int) (*inode, int, unix.Errno) {
 	if n == nil {
 		return nil, -1, unix.ESTALE
 	}
@@ -50,16 +55,22 @@ func (fs *FS) fdOf(n *inode, depth int) (int, unix.Errno) {
 	if e != 0 {
 		return -1, e
 	}
+	return fs.publish(n, fd), 0
+}
+
+// publish gives an inode the descriptor that was opened for it, or closes that where it has one already, and returns which it has. The caller
+// is a user of n.
+func (fs *FS) publish(n *inode, fd int) int {
 	n.slow.Lock()
 	if have := int(n.state.Load()&fdMask) - 1; have >= 0 { // somebody else was faster
 		n.slow.Unlock()
 		sys.Close(fd)
-		return have, 0
+		return have
 	}
 	n.setFD(fd)
 	n.slow.Unlock()
 	fs.fds.insert(n)
-	return fd, 0
+	return fd
 }
 
 // reopen opens the file again and checks that it is the one.

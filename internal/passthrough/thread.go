@@ -29,6 +29,7 @@ type thread struct {
 	groups  []uint32 // the caller's, translated
 	iov     []unix.Iovec
 	names   []byte
+	walk    walk
 	listed  uint64 // handle of the directory that was read last, 0 for none
 }
 
