@@ -499,12 +499,10 @@ func BenchmarkDepth32(b *testing.B) {
 	}
 }
 
-// The driver is told of several quick requests at once; those behind them may block, and then it is told of the quick ones all the same.
-func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
-	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
-	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
-	q := d.Request(0)
-	for range 50 { // so that requests count as quick
+// hurry brings so many quick requests that further ones count as quick.
+func (d *device) hurry(t testing.TB, q *fe.Queue) {
+	t.Helper()
+	for range 50 {
 		var all []*fe.Pending
 		for range 64 {
 			all = append(all, d.start(t, opQuick))
@@ -515,6 +513,14 @@ func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
+}
+
+// The driver is told of several quick requests at once; those behind them may block, and then it is told of the quick ones all the same.
+func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
+	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
+	q := d.Request(0)
+	d.hurry(t, q)
 	first := d.start(t, opSleep)          // long enough for the driver to sleep, too
 	for range vhostuser.MaxWorkers + 20 { // more than can be taken
 		d.start(t, opBlock)
@@ -524,4 +530,36 @@ func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
 	require.NoError(t, q.WaitChain(first.Chain, 2*time.Second))
 	assert.Less(t, time.Since(began), time.Second)
 	close(e.block)
+}
+
+// A descriptor whose writing blocks is the front-end's own trouble, but what it asks for next is done all the same.
+func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
+	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
+	full, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	require.NoError(t, err)
+	most := []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	_, err = unix.Write(full, most)
+	require.NoError(t, err)
+	q := d.Request(0)
+	d.hurry(t, q)
+	first := d.start(t, opSleep)
+	for range vhostuser.MaxWorkers {
+		d.start(t, opBlock)
+	}
+	require.NoError(t, d.Conn.Ack(fe.MsgSetVringCall, fe.U64(uint64(q.Index)), full))
+	q.Publish()
+	_ = q.WaitChain(first.Chain, 100*time.Millisecond) // asks to be told, and by then the monitor has seen who is blocked
+	asked := make(chan error, 1)
+	go func() { asked <- d.Conn.Ack(fe.MsgSetVringCall, fe.U64(uint64(q.Index)|1<<8)) }() // which takes the queue's lock
+	select {
+	case err := <-asked:
+		assert.NoError(t, err)
+	case <-time.After(5 * time.Second):
+		assert.Fail(t, "the queue cannot be set up anew")
+	}
+	close(e.block)
+	_, err = unix.Read(full, make([]byte, 8)) // whoever writes can end
+	require.NoError(t, err)
+	unix.Close(full)
 }

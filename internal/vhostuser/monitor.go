@@ -175,9 +175,10 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	}
 }
 
-// tellAll tells the driver of what was pushed before a request that blocks. The caller holds mu.
+// tellAll has the driver told of what was pushed before a request that blocks. Not by the monitor, which writing to a descriptor of the
+// front-end's could block. The caller holds mu.
 func (q *queue) tellAll() {
-	if q.tell.untold == 0 {
+	if q.tell.untold == 0 || q.telling {
 		return
 	}
 	q.tell.untold = 0
@@ -185,10 +186,19 @@ func (q *queue) tellAll() {
 		defer rescue(&err)
 		return q.ring.MustSignal(), nil
 	}
-	if yes, err := signal(); err == nil && yes && q.call != nil {
-		q.counters.Signals++
-		q.call.signal()
+	if yes, err := signal(); err != nil || !yes || q.call == nil {
+		return
 	}
+	q.counters.Signals++
+	q.telling = true
+	out := aftermath{call: q.call.hold()}
+	go func() {
+		out.do(q)
+		q.mu.Lock()
+		out.done()
+		q.telling = false
+		q.mu.Unlock()
+	}()
 }
 
 // threadCPU is the processor time of one of our threads: its number makes a clock (include/linux/posix-timers_types.h: per thread,
