@@ -27,6 +27,10 @@ type Contest struct {
 // contests are the workloads of Compete, unless Only names others.
 var contests = regexp.MustCompile(`^(getattr-1|read-4k-1|open-read-close|create-write-unlink)$`)
 
+// contestTime is how many times as long as other workloads those of Compete are measured: which thread shares a processor with which changes
+// a few times a second, and what a daemon gets with it by several times.
+const contestTime = 4
+
 // spinners are threads that compute.
 type spinners struct {
 	stop atomic.Bool
@@ -88,7 +92,7 @@ func Compete(ctx context.Context, o Options) (*Report, error) {
 				s, err := b.begin(ctx, d, w.Queues)
 				if err == nil {
 					began, others := time.Now(), spin()
-					sample := s.sample(w, b.Time, round, b.hist)
+					sample := s.sample(w, contestTime*b.Time, round, b.hist)
 					c.Left = float64(others.end()) / time.Since(began).Seconds() / most
 					c.Rate, c.P50, c.CPU, c.Bad = sample.Rate, sample.P50, sample.CPU, sample.Bad
 					s.end()
