@@ -416,10 +416,13 @@ func TestSocketAppearsWithTheSandbox(t *testing.T) {
 }
 
 // TestOnlyTheWatchdogWakesUpLate: of the serving process's threads the one of Go's runtime that looks after the others may sleep longer than it
-// says, and no other: what they sleep for, somebody waits for.
+// says, and no other: what they sleep for, somebody waits for. But the watchdog may have begun a thread itself by then, which is like it, as it
+// does where a system call keeps a processor. Of twenty starts that happened in none to three, and in nineteen where all begin late.
 func TestOnlyTheWatchdogWakesUpLate(t *testing.T) {
 	testenv.Need(t, "root")
-	for range 5 {
+	const starts = 12
+	alone := 0
+	for range starts {
 		h := newHost(t)
 		d := h.start(t, launcher{})
 		h.serve(t)
@@ -436,7 +439,11 @@ func TestOnlyTheWatchdogWakesUpLate(t *testing.T) {
 				late = append(late, string(slack))
 			}
 		}
-		assert.Equal(t, []string{"20000000\n"}, late)
 		d.Kill()
+		require.Contains(t, late, "20000000\n")
+		if len(late) == 1 {
+			alone++
+		}
 	}
+	assert.Greater(t, alone, starts/2, "starts of %d in which only one thread is late", starts)
 }

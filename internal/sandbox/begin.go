@@ -22,7 +22,7 @@ const procs = 16
 
 // Begin is for the program's init, on its first thread: in the serving process it undoes for all threads but sysmon that they may wake up late.
 // The runtime began with one processor, and with one or two threads beside these. Each is given a goroutine that keeps it until all have one;
-// what threads make from then on is like them.
+// what threads make from then on is like them. What sysmon makes is like it, so whoever sleeps for somebody sets its own.
 func Begin() {
 	if os.Getenv(StageEnv) != stageChild {
 		return
