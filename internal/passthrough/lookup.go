@@ -30,16 +30,13 @@ func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) un
 		w.steps = 0
 	}
 	w.found, w.held = 0, false
-	p, fd, e := t.opened(p, fd)
+	p, fd, e := t.openedDir(p, fd)
 	if e != 0 {
 		return e
 	}
-	switch {
-	case !p.isDir():
-		e = unix.ENOTDIR
-	case w.steps < walkLeast:
+	if w.steps < walkLeast {
 		e = t.lookup(p, fd, name, out)
-	default:
+	} else {
 		e = t.lookupOpen(p, fd, name, out)
 	}
 	t.put(p)

@@ -36,7 +36,13 @@ func (t *thread) opened(n *inode, fd int) (*inode, int, unix.Errno) {
 
 // dir is node for a directory.
 func (t *thread) dir(id uint64) (*inode, int, unix.Errno) {
-	n, fd, e := t.node(id)
+	n, fd := t.fs.nodes.get(id)
+	return t.openedDir(n, fd)
+}
+
+// openedDir is opened for a directory.
+func (t *thread) openedDir(n *inode, fd int) (*inode, int, unix.Errno) {
+	n, fd, e := t.opened(n, fd)
 	if e == 0 && !n.isDir() {
 		t.put(n)
 		return nil, -1, unix.ENOTDIR

@@ -178,7 +178,7 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 // tellAll has the driver told of what was pushed before a request that blocks. Not by the monitor, which writing to a descriptor of the
 // front-end's could block. The caller holds mu.
 func (q *queue) tellAll() {
-	if q.tell.untold == 0 || q.telling {
+	if q.tell.untold == 0 || q.call != nil && q.telling == q.call {
 		return
 	}
 	q.tell.untold = 0
@@ -190,13 +190,15 @@ func (q *queue) tellAll() {
 		return
 	}
 	q.counters.Signals++
-	q.telling = true
 	out := aftermath{call: q.call.hold()}
+	q.telling = out.call
 	go func() {
 		out.do(q)
 		q.mu.Lock()
+		if q.telling == out.call {
+			q.telling = nil
+		}
 		out.done()
-		q.telling = false
 		q.mu.Unlock()
 	}()
 }

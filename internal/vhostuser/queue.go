@@ -41,7 +41,7 @@ type queue struct {
 	broken      bool
 	closed      bool
 	tell        coalescer
-	telling     bool // somebody does it for the monitor
+	telling     *eventFD // what somebody writes to for the monitor, or nil
 
 	leader    *worker     // who polls and sleeps, or will when its request is done
 	asleep    bool        // the leader sleeps
