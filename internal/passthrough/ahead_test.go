@@ -2,7 +2,9 @@ package passthrough
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,26 +31,48 @@ func (g *guest) foresee() {
 // listing is a directory whose first part a guest has read, and whose worker has looked ahead.
 func listing(t *testing.T, cache Cache) (g *guest, fh uint64, first []entry) {
 	t.Helper()
-	testenv.Need(t, "root") // to own what the guest's root makes
-	dir := t.TempDir()
-	for i := range 100 {
-		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
-	}
-	g = mount(t, dir, Config{Cache: cache})
-	fh, e := g.opendir(root)
-	require.Zero(t, e)
-	first, e = g.readdirAt(root, fh, 0, true, 4096)
-	require.Zero(t, e)
-	require.Greater(t, len(first), 10)
+	g, fh, first = part(t, 4096, Config{Cache: cache})
 	g.foresee()
 	return g, fh, first
+}
+
+// watched is a directory whose first part a guest has read, and whose other entries the lookout has looked at.
+func watched(t *testing.T) (g *guest, fh uint64, first []entry) {
+	t.Helper()
+	g, fh, first = part(t, 12<<10, Config{Lookout: true})
+	g.watch()
+	return g, fh, first
+}
+
+func part(t *testing.T, room int, cfg Config) (g *guest, fh uint64, first []entry) {
+	t.Helper()
+	testenv.Need(t, "root") // to own what the guest's root makes
+	dir := t.TempDir()
+	for i := range files {
+		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
+	}
+	g = mount(t, dir, cfg)
+	fh, e := g.opendir(root)
+	require.Zero(t, e)
+	first, e = g.readdirAt(root, fh, 0, true, room)
+	require.Zero(t, e)
+	require.Greater(t, len(first), 10)
+	require.Less(t, len(first), files/2)
+	return g, fh, first
+}
+
+const files = 200
+
+// watch waits for the lookout to be at nothing.
+func (g *guest) watch() {
+	require.Eventually(g.t, func() bool { return g.fs.lookout.job.Load() == nil }, time.Minute, 100*time.Microsecond)
 }
 
 // seenAhead is how many of the directory's next entries were looked at.
 func (g *guest) seenAhead(fh uint64) int {
 	f := g.fs.files.get(fh)
 	defer f.put()
-	return len(f.dir.seen) - f.dir.at
+	return f.dir.ahead()
 }
 
 func TestAheadLooksAtWhatComesNext(t *testing.T) {
@@ -125,9 +149,14 @@ func TestAheadIsNeverBehind(t *testing.T) {
 			return 0
 		},
 	} {
-		for _, who := range []string{"the same worker", "another"} {
+		for _, who := range []string{"the same worker", "another", "one that did not look"} {
 			t.Run(name+" by "+who, func(t *testing.T) {
-				g, fh, first := listing(t, CacheAuto)
+				look := (*guest).foresee
+				start := func(t *testing.T) (*guest, uint64, []entry) { return listing(t, CacheAuto) }
+				if who == "one that did not look" {
+					start, look = watched, (*guest).watch
+				}
+				g, fh, first := start(t)
 				listed := map[string]bool{}
 				for _, en := range first {
 					listed[en.name] = true
@@ -141,12 +170,12 @@ func TestAheadIsNeverBehind(t *testing.T) {
 				for _, n := range ahead {
 					require.False(t, listed[n], n)
 				}
-				victim := ahead[len(ahead)/2]
+				victim := ahead[len(ahead)/4]
 				n := by.mustLookup(root, victim)
-				g.foresee()
+				look(g)
 				require.Zero(t, change(by, n, victim))
 
-				second, e := g.readdirAt(root, fh, first[len(first)-1].dirent.Off, true, 4096)
+				second, e := g.readdirAt(root, fh, first[len(first)-1].dirent.Off, true, 32<<10)
 				require.Zero(t, e)
 				var st unix.Stat_t
 				there := unix.Lstat(g.dir+"/"+victim, &st) == nil
@@ -166,14 +195,252 @@ func TestAheadIsNeverBehind(t *testing.T) {
 	}
 }
 
+// The lookout looks at all that has been read from the directory, and the guest is told the same as of what nobody looked at.
+func TestLookout(t *testing.T) {
+	g, fh, first := watched(t)
+	assert.Equal(t, files+2, len(first)+g.seenAhead(fh))
+	told := g.fs.Stats().Inodes
+	all := first
+	for {
+		more, e := g.readdirAt(root, fh, all[len(all)-1].dirent.Off, true, 12<<10)
+		require.Zero(t, e)
+		if len(more) == 0 {
+			break
+		}
+		all = append(all, more...)
+	}
+	assert.Less(t, told, files, "nobody was told of what was looked at, so it is not known")
+	assert.Equal(t, files+1, g.fs.Stats().Inodes, "and the root")
+	var st unix.Stat_t
+	names := map[string]bool{}
+	for _, en := range all {
+		names[en.name] = true
+		if dots([]byte(en.name)) {
+			continue
+		}
+		require.NoError(t, unix.Lstat(g.dir+"/"+en.name, &st))
+		assert.Equal(t, st.Ino, en.attr.Ino, en.name)
+		assert.EqualValues(t, st.Size, en.attr.Size, en.name)
+	}
+	assert.Len(t, names, files+2)
+	g.fs.Close()
+	_, open := <-g.fs.lookout.ended
+	assert.False(t, open, "its thread has ended")
+}
+
+// Several guests' threads read directories, from the start and from the middle, while the lookout reads ahead of one of them and files change.
+func TestLookoutBesideOthers(t *testing.T) {
+	g, fh, _ := watched(t)
+	var readers, writer sync.WaitGroup
+	over := make(chan struct{})
+	writer.Go(func() {
+		w := g.another()
+		n := w.mustLookup(root, "f0")
+		for size := uint64(0); ; size++ {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			in := fuseabi.SetattrIn{}
+			in.Valid, in.Size = fuseabi.FattrSize, size%4096
+			_, e := w.setattr(n, in)
+			assert.Zero(t, e)
+		}
+	})
+	for i := range 4 {
+		w := g.another()
+		readers.Go(func() {
+			own := fh // which two of them share
+			if i%2 == 0 {
+				var e unix.Errno
+				own, e = w.opendir(root)
+				assert.Zero(t, e)
+			}
+			rng := rand.New(rand.NewPCG(1, uint64(i)))
+			for range 50 {
+				names, off := map[string]bool{}, uint64(0)
+				for {
+					plus := rng.IntN(4) > 0
+					more, e := w.readdirAt(root, own, off, plus, 1<<(11+rng.IntN(5)))
+					if assert.Zero(t, e); len(more) == 0 {
+						break
+					}
+					for _, en := range more {
+						names[en.name] = true
+						if plus && !dots([]byte(en.name)) {
+							assert.Equal(t, en.dirent.Ino, en.attr.Ino)
+						}
+					}
+					off = more[len(more)-1].dirent.Off
+				}
+				assert.Len(t, names, files+2)
+			}
+		})
+	}
+	readers.Wait()
+	close(over)
+	writer.Wait()
+}
+
+// A guest that begins to read any number of directories, and does not go on, has only so much memory kept for it. It can go on all the same.
+func TestOnlySoManyListsAreKept(t *testing.T) {
+	g, fh, first := part(t, 4096, Config{})
+	all := map[uint64]bool{fh: true}
+	for range mostHeld + 9 {
+		fh, e := g.opendir(root)
+		require.Zero(t, e)
+		again, e := g.readdirAt(root, fh, 0, true, 4096)
+		require.Zero(t, e)
+		require.Len(t, again, len(first))
+		all[fh] = true
+	}
+	assert.EqualValues(t, mostHeld, g.fs.held.Load())
+	for fh := range all {
+		names := map[string]bool{}
+		for part := first; len(part) > 0; {
+			for _, en := range part {
+				assert.False(t, names[en.name], en.name)
+				names[en.name] = true
+			}
+			var e unix.Errno
+			part, e = g.readdirAt(root, fh, part[len(part)-1].dirent.Off, true, 4096)
+			require.Zero(t, e)
+		}
+		assert.Len(t, names, files+2)
+	}
+	assert.Zero(t, g.fs.held.Load(), "all were read to their ends")
+	for fh := range all {
+		_, e := g.readdirAt(root, fh, 0, true, 4096)
+		require.Zero(t, e)
+		assert.EqualValues(t, 1, g.fs.held.Load())
+		require.Zero(t, g.releasedir(root, fh))
+		assert.Zero(t, g.fs.held.Load(), "released")
+	}
+}
+
+// pending is a directory that the lookout was called for, and has not looked at yet: it begins with begin.
+func pending(t *testing.T) (g *guest, fh uint64, d *dirStream, begin func()) {
+	t.Helper()
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	for i := range files {
+		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
+	}
+	g = mount(t, dir, Config{Lookout: true})
+	g.fs.lookout.start.Do(func() {})
+	fh, e := g.opendir(root)
+	require.Zero(t, e)
+	_, e = g.readdirAt(root, fh, 0, true, 12<<10)
+	require.Zero(t, e)
+	f := g.fs.files.get(fh)
+	defer f.put()
+	require.NotNil(t, g.fs.lookout.job.Load())
+	return g, fh, f.dir, func() {
+		l := &g.fs.lookout
+		l.ended = make(chan struct{})
+		l.end.Store(true)
+		go l.run(&g.fs.changes)
+		<-l.ended
+	}
+}
+
+// A guest may close a directory at any time: its descriptor is then closed by who looks last.
+func TestLookoutKeepsItsDirectoryOpen(t *testing.T) {
+	g, fh, _, begin := pending(t)
+	f := g.fs.files.get(fh)
+	f.put()
+	require.Zero(t, g.releasedir(root, fh))
+	assert.EqualValues(t, 1, f.state.Load(), "the lookout is the only user")
+	_, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
+	require.NoError(t, err)
+	begin()
+	assert.Zero(t, f.state.Load())
+	_, err = unix.FcntlInt(uintptr(f.fd), unix.F_GETFD, 0)
+	assert.ErrorIs(t, err, unix.EBADF)
+}
+
+// What the lookout may be reading is not written to: a guest that goes back to the start gets other memory.
+func TestLookoutReadsWhatNobodyWrites(t *testing.T) {
+	g, fh, d, begin := pending(t)
+	p, names := d.preview, string(d.names)
+	_, e := g.readdirAt(root, fh, 0, false, 4096)
+	require.Zero(t, e)
+	assert.NotSame(t, p, d.spare)
+	clear(d.mem)
+	assert.Equal(t, names, string(p.names))
+	taken := p.taken.Load()
+	begin()
+	assert.Equal(t, taken, p.taken.Load(), "it looks at nothing that nobody asks for any more")
+}
+
+// Who is called in vain, or would be, is not called.
+func TestLookoutIsNotCalledForNothing(t *testing.T) {
+	_, _, d, begin := pending(t)
+	f, p := d.f, d.preview
+	fs := &FS{cfg: Config{Lookout: true}}
+	fs.ttl.sec = 1
+	fs.lookout.start.Do(func() {})
+	begin()
+	called := func() bool {
+		was := fs.lookout.job.Swap(nil)
+		if was != nil {
+			was.helped.Store(false)
+			was.f.put()
+		}
+		return was != nil
+	}
+	again := func() { // with all entries to be looked at
+		d.read, d.buf, d.told, d.called = 0, p.names, aheadCall, true
+		d.taken.Store(0)
+	}
+	again()
+	d.call(fs, f, 4096)
+	require.True(t, called())
+
+	again()
+	d.pace = aheadLife / aheadCall
+	d.call(fs, f, 4096)
+	assert.False(t, called(), "the guest is so slow that it would be for too few entries")
+	d.pace = aheadLife / 4 / aheadCall
+	d.call(fs, f, 4096)
+	assert.True(t, called())
+	assert.Equal(t, 2*aheadCall, d.most, "as many as are asked for in half of the time that they count")
+	d.pace = 0
+
+	again()
+	d.passed = 2
+	d.call(fs, f, 4096)
+	assert.False(t, called(), "a guest may want no more than the first entries")
+	d.passed = files
+
+	again()
+	d.taken.Store(int32(len(d.sights) - aheadCall + 1))
+	d.call(fs, f, 4096)
+	assert.False(t, called(), "there are not many")
+
+	for i := range 2 * aheadPain {
+		again()
+		d.told = i % 2 * aheadCall
+		d.call(fs, f, 4096)
+		assert.True(t, called(), "one call of two has come to something")
+	}
+	for i := range 2 * aheadPain {
+		again()
+		d.told = 0
+		d.call(fs, f, 4096)
+		assert.Equal(t, i < aheadPain, called(), i)
+	}
+}
+
 // nextNames are those of the directory that were looked at ahead.
 func (g *guest) nextNames(fh uint64) (names []string) {
 	f := g.fs.files.get(fh)
 	defer f.put()
 	f.dir.mu.Lock()
 	defer f.dir.mu.Unlock()
-	b := f.dir.buf[:f.dir.upTo]
-	for len(b) > 0 {
+	b := f.dir.buf
+	for range f.dir.ahead() {
 		names = append(names, unix.ByteSliceToString(b[19:]))
 		b = b[int(b[16])|int(b[17])<<8:]
 	}

@@ -76,6 +76,8 @@ type Config struct {
 
 	TranslateUID, TranslateGID Translator // nil: ids are the same on both sides
 
+	Lookout bool // a thread besides the workers may look at a directory's entries before the guest asks for them
+
 	InodeFileHandles Handles
 	FDBudget         int // most O_PATH descriptors to keep open; 0: half of RLIMIT_NOFILE, at most 65536
 

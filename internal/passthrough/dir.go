@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -18,9 +19,49 @@ type dirStream struct {
 	next int64  // offset of the first of them; the descriptor's own when there are none
 	mem  []byte
 	foresight
+	held   bool
+	holder *atomic.Int64 // counts the directories that are held
 }
 
 const direntBuffer = 16 << 10 // bytes of directory entries read at once
+
+// mostHeld is how many directories may keep what they have read from one request to the next: some 160 KiB for each.
+const mostHeld = 256
+
+// hold counts the directory as one that keeps what it has read.
+func (d *dirStream) hold() {
+	if !d.held {
+		d.held = true
+		d.holder.Add(1)
+	}
+}
+
+// drop gives up what was read. Reading begins with a seek after that.
+func (d *dirStream) drop() {
+	if d.held {
+		d.held = false
+		d.holder.Add(-1)
+	}
+	d.forget()
+	d.buf, d.mem, d.spare, d.next = nil, nil, nil, -1
+}
+
+// reclen is how long the first of some struct linux_dirent64 is (ino, off, reclen, type, name), in bytes.
+func reclen(de []byte) int { return int(binary.NativeEndian.Uint16(de[16:])) }
+
+// fill reads the next entries of the directory fd into buf, which is empty. It stays so at the end.
+func (d *dirStream) fill(fd int) unix.Errno {
+	d.forget()
+	d.hold()
+	if d.mem == nil {
+		d.mem = make([]byte, direntBuffer)
+	}
+	k, e := sys.Getdents64(fd, d.mem)
+	if e == 0 {
+		d.buf = d.mem[:k]
+	}
+	return e
+}
 
 // Opendir implements fuse.Thread.
 func (t *thread) Opendir(in *fuseabi.OpenIn, out *fuseabi.OpenOut) unix.Errno {
@@ -40,7 +81,7 @@ func (t *thread) Opendir(in *fuseabi.OpenIn, out *fuseabi.OpenOut) unix.Errno {
 	if e != 0 {
 		return e
 	}
-	out.Fh = t.fs.files.add(&file{fd: real, node: n.id, dir: &dirStream{}})
+	out.Fh = t.fs.files.add(&file{fd: real, node: n.id, dir: &dirStream{holder: &t.fs.held}})
 	switch t.fs.cfg.Cache {
 	case CacheMetadata, CacheAlways:
 		out.OpenFlags = fuseabi.FopenCacheDir | fuseabi.FopenKeepCache
@@ -66,62 +107,67 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 	d := f.dir
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer func() {
+		if d.held && t.fs.held.Load() > mostHeld {
+			d.drop()
+		}
+	}()
 	if off := int64(in.Offset); off != d.next || off == 0 {
 		if _, e := sys.Lseek(f.fd, off, unix.SEEK_SET); e != 0 {
 			return 0, e
 		}
-		d.buf, d.next = nil, off
 		d.forget()
+		d.buf, d.next, d.passed, d.want = nil, off, 0, 0
 	}
 	if plus {
-		d.review(t.fs)
 		t.listed = in.Fh
+		d.begin()
+	} else {
+		d.forget()
 	}
-	done, entries := 0, 0
+	done, before := 0, d.passed
 	for {
 		if len(d.buf) == 0 {
-			if d.mem == nil {
-				d.mem = make([]byte, direntBuffer)
-			}
-			k, e := sys.Getdents64(f.fd, d.mem)
-			if e != 0 {
+			if e := d.fill(f.fd); e != 0 {
 				if done > 0 {
 					return done, 0
 				}
 				return 0, e
 			}
-			if k == 0 {
-				d.mem, d.seen = nil, nil
+			if len(d.buf) == 0 {
+				d.drop()
 				return done, 0
 			}
-			d.buf = d.mem[:k]
+		}
+		if plus {
+			d.call(t.fs, f, len(buf))
 		}
 		for len(d.buf) > 0 {
-			reclen := int(binary.NativeEndian.Uint16(d.buf[16:]))
-			k := t.dirent(n, fd, d.buf[:reclen], plus, d.first(), buf[done:])
+			de := d.buf[:reclen(d.buf)]
+			k := t.dirent(n, fd, de, plus, d, buf[done:])
 			if k < 0 {
 				if done == 0 {
 					return 0, unix.EINVAL // as getdents64 with a buffer for less than one entry
 				}
-				d.want = entries
+				d.want = d.passed - before
 				return done, 0
 			}
 			done += k
-			entries++
-			d.next = int64(binary.NativeEndian.Uint64(d.buf[8:]))
-			d.buf = d.buf[reclen:]
-			d.pass(reclen)
+			d.next = int64(binary.NativeEndian.Uint64(de[8:]))
+			d.buf = d.buf[len(de):]
+			d.read++
+			d.passed++
 		}
 		if done > len(buf)*3/4 { // another getdents64 would rather read too much
-			d.want = entries
+			d.want = d.passed - before
 			return done, 0
 		}
 	}
 }
 
 // dirent converts one struct linux_dirent64 (ino, off, reclen, type, name) and returns the bytes used of out, or -1 if they
-// are too few. seen are the name's attributes, where they are known already.
-func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, seen *unix.Statx_t, out []byte) int {
+// are too few.
+func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, stream *dirStream, out []byte) int {
 	name := de[19:]
 	end := bytes.IndexByte(name, 0)
 	if end < 0 {
@@ -144,7 +190,7 @@ func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, seen *unix.Stat
 		d = &v.Dirent
 		if !dots(name[:end]) {
 			var e unix.Errno
-			if seen != nil {
+			if seen := stream.seen(t.fs, pfd); seen != nil {
 				t.st = *seen
 				e = t.known(p, pfd, name[:end+1], &v.EntryOut)
 			} else {

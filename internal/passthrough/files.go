@@ -17,6 +17,9 @@ type file struct {
 
 func (f *file) put() {
 	if f.state.Add(-1) == 0 {
+		if f.dir != nil {
+			f.dir.drop()
+		}
 		sys.Close(f.fd)
 	}
 }

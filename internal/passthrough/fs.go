@@ -33,9 +33,11 @@ type FS struct {
 		fd map[uint64]int
 	}
 
-	flags atomic.Uint64 // negotiated
-	ahead ahead
-	ttl   struct {
+	flags   atomic.Uint64 // negotiated
+	changes changes
+	lookout lookout
+	held    atomic.Int64 // directories that keep what they have read
+	ttl     struct {
 		sec  uint64
 		nsec uint32
 	}
@@ -220,6 +222,7 @@ func (fs *FS) Interrupt() { fs.waits.cancelAll() }
 
 // Close gives back the descriptors that the file system opened for itself. No thread may use it any more.
 func (fs *FS) Close() error {
+	fs.lookout.close()
 	fs.Reset()
 	fs.mounts.Lock()
 	defer fs.mounts.Unlock()

@@ -89,7 +89,7 @@ func TestAFileOutlivesTheDirectoryItWasFoundIn(t *testing.T) {
 	require.NoError(t, os.Mkdir(dir+"/d", 0o755))
 	require.NoError(t, os.WriteFile(dir+"/d/a", []byte("x"), 0o644))
 	require.NoError(t, os.Link(dir+"/d/a", dir+"/b"))
-	g := mount(t, dir, Config{InodeFileHandles: HandlesNever})
+	g := mount(t, dir, Config{InodeFileHandles: HandlesNever, Lookout: true})
 	before := openDescriptors(t)
 	file := g.mustLookup(root, "b")
 	d := g.mustLookup(root, "d")

@@ -42,6 +42,7 @@ func faultyMount(t testing.TB, cfg Config, dir string, fault func(fuseabi.Opcode
 	testenv.Need(t, "root", "fuse")
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
+	cfg.Lookout = true
 	fs, err := New(openFD(t, dir), openFD(t, "/proc/self/fd"), cfg)
 	require.NoError(t, err)
 	ses := fuse.NewSession(fs, fuse.SessionConfig{})

@@ -32,8 +32,7 @@ func (m *Mutex) Lock() {
 		}
 	}
 	for m.state.Swap(2) != 0 {
-		// EAGAIN and EINTR: look again.
-		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.state)), futexWaitPrivate, 2, 0, 0, 0)
+		SleepWhile(&m.state, 2)
 	}
 }
 
@@ -43,8 +42,18 @@ func (m *Mutex) Unlock() {
 	case 0:
 		panic("sys: Unlock of an unlocked Mutex")
 	case 2:
-		_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.state)), futexWakePrivate, 1, 0, 0, 0)
+		Wake(&m.state)
 	}
+}
+
+// SleepWhile has the caller's thread sleep in the kernel as long as *word is value, until a Wake or, now and then, for no reason (futex(2)).
+func SleepWhile(word *atomic.Uint32, value uint32) {
+	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWaitPrivate, uintptr(value), 0, 0, 0)
+}
+
+// Wake wakes up one thread that sleeps at word, if there is one.
+func Wake(word *atomic.Uint32) {
+	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWakePrivate, 1, 0, 0, 0)
 }
 
 // FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG, include/uapi/linux/futex.h
