@@ -93,8 +93,8 @@ type bed struct {
 	Options
 	dir, share string
 	hist       *hdrhistogram.Histogram
-	unmount    func() // of what is mounted in the share; may be nil
-	release    func() // lets processors be idle as they like
+	unmounts   []func() // of what is mounted in the share
+	release    func()   // lets processors be idle as they like
 }
 
 // newBed makes an empty share, and a report without measures.
@@ -133,8 +133,8 @@ func newBed(o Options) (*bed, *Report, error) {
 }
 
 func (b *bed) close() {
-	if b.unmount != nil {
-		b.unmount()
+	for _, unmount := range b.unmounts {
+		unmount()
 	}
 	b.release()
 	os.RemoveAll(b.dir)

@@ -174,15 +174,28 @@ func (s *session) cold(f *os.File, rng *rand.Rand, size int, random bool) (*job,
 }
 
 // fresh makes an empty directory that is the session's own, and looks it up.
-func (s *session) fresh(what string) (uint64, error) {
+func (s *session) fresh(part, what string) (uint64, error) {
 	name := what + "-" + s.name
-	dir := filepath.Join(s.share, name)
+	dir := filepath.Join(s.share, part, name)
 	err := os.RemoveAll(dir)
 	if err == nil {
 		err = os.Mkdir(dir, 0o755)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("make a directory for %s: %w", what, err)
+	}
+	parent, err := s.part(part)
+	if err != nil {
+		return 0, err
+	}
+	e, err := s.fuse.Lookup(parent, name)
+	return e.Node, err
+}
+
+// part looks a part of the share up; "" is its root.
+func (s *session) part(name string) (uint64, error) {
+	if name == "" {
+		return fe.RootNode, nil
 	}
 	e, err := s.fuse.Lookup(fe.RootNode, name)
 	return e.Node, err
@@ -241,8 +254,8 @@ const (
 )
 
 // smallJob makes small files, reads them back and removes them.
-func smallJob(s *session, _ *rand.Rand) (*job, error) {
-	dir, err := s.fresh("small")
+func smallJob(s *session, part string) (*job, error) {
+	dir, err := s.fresh(part, "small")
 	if err != nil {
 		return nil, err
 	}
@@ -293,8 +306,8 @@ func setTimes() fe.Body {
 }
 
 // untarJob makes a tree of files with times, and removes it off the clock.
-func untarJob(s *session, _ *rand.Rand) (*job, error) {
-	root, err := s.fresh("untar")
+func untarJob(s *session, part string) (*job, error) {
+	root, err := s.fresh(part, "untar")
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,8 @@ const (
 	treeDirs = 50
 	treeEach = 40 // files of a directory
 	deepName = "deep"
-	deep     = 32 // directories one inside the other
+	deep     = 32    // directories one inside the other
+	memName  = "mem" // a tmpfs, where files come and go at the same cost at all times
 )
 
 // parts make what workloads work on, each under its name in the share.
@@ -77,7 +78,7 @@ var parts = map[string]func(name string) error{
 }
 
 // prepareShare makes what the chosen workloads work on.
-func (b *bed) prepareShare() (err error) {
+func (b *bed) prepareShare() error {
 	need := map[string]bool{}
 	for _, w := range b.chosen() {
 		need[w.on] = true
@@ -90,10 +91,29 @@ func (b *bed) prepareShare() (err error) {
 			}
 		}
 	}
-	if need[slowName] {
-		b.unmount, err = mountSlow(filepath.Join(b.share, slowName))
+	for name, mount := range map[string]func(string) (func(), error){slowName: mountSlow, memName: mountMem} {
+		if !need[name] {
+			continue
+		}
+		unmount, err := mount(filepath.Join(b.share, name))
+		if err != nil {
+			return err
+		}
+		b.unmounts = append(b.unmounts, unmount)
 	}
-	return err
+	return nil
+}
+
+// mountMem mounts a tmpfs at dir, as mountSlow does a disk. What a file costs on the disk's file system may depend on what was removed before: an
+// ext4 without a journal passes over each inode that was removed in the last minute.
+func mountMem(dir string) (unmount func(), err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return nil, fmt.Errorf("mount a tmpfs at %s: %w; remedy: run as root", dir, err)
+	}
+	return func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }, nil
 }
 
 // writeBig makes a file of random bytes, a multiple of a MiB.
@@ -150,7 +170,8 @@ func Workloads() []Workload {
 		{Name: "getattr-1", What: "GETATTR of a known file, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: getattrJob(1)},
 		{Name: "getattr-32", What: "GETATTR of a known file, depth 32", Measure: Rate, Unit: "ops", Depth: 32, on: bigName, setup: getattrJob(32)},
 		{Name: "lookup-1", What: "LOOKUP of a known name, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: lookupJob},
-		{Name: "create-write-unlink", What: "CREATE, WRITE 4k, FLUSH, RELEASE, UNLINK, FORGET", Measure: Latency, Unit: "ops", Depth: 1, setup: createJob},
+		{Name: "create-write-unlink", What: "CREATE, WRITE 4k, FLUSH, RELEASE, UNLINK, FORGET", Measure: Latency, Unit: "ops", Depth: 1, setup: in("", createJob)},
+		{Name: "create-tmpfs", What: "The same as create-write-unlink, on a tmpfs", Measure: Latency, Unit: "ops", Depth: 1, on: memName, setup: in(memName, createJob)},
 		{Name: "open-read-close", What: "OPEN, READ 4k, FLUSH, RELEASE", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: openJob},
 		{Name: "read-4k-1", What: "READ 4 KiB at random, cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: readJob(4096, 1, true)},
 		{Name: "read-4k-16", What: "READ 4 KiB at random, cached, depth 16", Measure: Rate, Unit: "ops", Depth: 16, on: bigName, setup: readJob(4096, 16, true)},
@@ -167,8 +188,10 @@ func Workloads() []Workload {
 		{Name: "read-cold-4k", What: "READ 4 KiB at random, not cached, depth 1", Measure: Latency, Unit: "ops", Depth: 1, on: coldName, setup: coldJob(4096, true)},
 		{Name: "read-cold-128k", What: "READ 32 MiB in sequence by 128 KiB, not cached, depth 1", Measure: Rate, Unit: "bytes", Depth: 1, on: coldName, setup: coldJob(128<<10, false), ops: 3},
 		{Name: "read-slow-16", What: "READ 4 KiB from a disk that takes 10 ms for each, however many at once, depth 16", Measure: Rate, Unit: "ops", Depth: 16, on: slowName, setup: slowJob, ops: 64},
-		{Name: "small-files", What: "200 files of 1 to 8 KiB: CREATE, WRITE, FLUSH, RELEASE each; OPEN, READ, FLUSH, RELEASE each; UNLINK each", Measure: Rate, Unit: "files", Depth: 1, setup: smallJob, ops: 3},
-		{Name: "untar", What: "200 new files of 3 KiB in 10 new directories: LOOKUP, CREATE, WRITE, SETATTR of times, FLUSH, RELEASE each", Measure: Rate, Unit: "files", Depth: 1, setup: untarJob, ops: 3},
+		{Name: "small-files", What: "200 files of 1 to 8 KiB: CREATE, WRITE, FLUSH, RELEASE each; OPEN, READ, FLUSH, RELEASE each; UNLINK each", Measure: Rate, Unit: "files", Depth: 1, setup: in("", smallJob), ops: 3},
+		{Name: "small-files-tmpfs", What: "The same as small-files, on a tmpfs", Measure: Rate, Unit: "files", Depth: 1, on: memName, setup: in(memName, smallJob), ops: 3},
+		{Name: "untar", What: "200 new files of 3 KiB in 10 new directories: LOOKUP, CREATE, WRITE, SETATTR of times, FLUSH, RELEASE each", Measure: Rate, Unit: "files", Depth: 1, setup: in("", untarJob), ops: 3},
+		{Name: "untar-tmpfs", What: "The same as untar, on a tmpfs", Measure: Rate, Unit: "files", Depth: 1, on: memName, setup: in(memName, untarJob), ops: 3},
 		{Name: "git-status", What: "LOOKUP, GETATTR of 2,000 files in 50 directories, READDIRPLUS of each directory", Measure: Rate, Unit: "files", Depth: 1, on: treeName, setup: walkJob, ops: 3},
 		{Name: "getattr-2ms", What: "GETATTR of a known file, 2 ms after the last answer", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: seldomJob(2 * time.Millisecond), ops: 100},
 		{Name: "getattr-20ms", What: "GETATTR of a known file, 20 ms after the last answer", Measure: Latency, Unit: "ops", Depth: 1, on: bigName, setup: seldomJob(20 * time.Millisecond), ops: 20},
@@ -183,6 +206,11 @@ func (s *session) open(name string, flags uint32) (node, fh uint64, err error) {
 	}
 	fh, err = s.fuse.Open(e.Node, flags)
 	return e.Node, fh, err
+}
+
+// in sets a job up in a part of the share, or in its root where that is "".
+func in(part string, setup func(s *session, part string) (*job, error)) func(*session, *rand.Rand) (*job, error) {
+	return func(s *session, _ *rand.Rand) (*job, error) { return setup(s, part) }
 }
 
 // lanes makes depth lanes of one step each, on all queues in turn.
@@ -243,14 +271,18 @@ func (s *session) sequence(all ...fe.Request) (*lane, error) {
 
 func handleArgs() fe.Body { return fe.Body(nil).U64(0).U32(0, 0).U64(0) }
 
-func createJob(s *session, _ *rand.Rand) (*job, error) {
+func createJob(s *session, part string) (*job, error) {
+	dir, err := s.part(part)
+	if err != nil {
+		return nil, err
+	}
 	name := fe.Body(nil).Name("fresh")
 	l, err := s.sequence(
-		fe.Request{Op: fe.OpCreate, Node: fe.RootNode, Args: append(fe.Body(nil).U32(unix.O_CREAT|unix.O_RDWR, unix.S_IFREG|0o644, 0, 0), name...), OutArgs: fe.EntrySize + fe.OpenOutSize},
+		fe.Request{Op: fe.OpCreate, Node: dir, Args: append(fe.Body(nil).U32(unix.O_CREAT|unix.O_RDWR, unix.S_IFREG|0o644, 0, 0), name...), OutArgs: fe.EntrySize + fe.OpenOutSize},
 		fe.Request{Op: fe.OpWrite, Args: fe.ReadArgs(0, 0, 4096), Data: make([]byte, 4096), OutArgs: 8},
 		fe.Request{Op: fe.OpFlush, Args: handleArgs()},
 		fe.Request{Op: fe.OpRelease, Args: handleArgs()},
-		fe.Request{Op: fe.OpUnlink, Node: fe.RootNode, Args: name},
+		fe.Request{Op: fe.OpUnlink, Node: dir, Args: name},
 		fe.Request{Op: fe.OpForget, Args: fe.Body(nil).U64(1)},
 	)
 	if err != nil {

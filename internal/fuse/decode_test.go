@@ -39,6 +39,7 @@ func (o *ours) Reset()                                   {}
 func (o *ours) Abort()                                   {}
 func (o *ours) Changing()                                {}
 func (o *ours) Ahead() bool                              { return false }
+func (o *ours) Tidy() bool                               { return false }
 func (o *ours) Close()                                   {}
 
 // Interrupt is both the file system's and the thread's in this double role; neither is compared.

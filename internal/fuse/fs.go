@@ -39,6 +39,8 @@ type Filesystem interface {
 type Thread interface {
 	// Changing is called before and after each request that may change names or attributes.
 	Changing()
+	// Tidy does a little of what requests have left to be done when nobody waits, and reports whether more of it is left.
+	Tidy() (more bool)
 	// Ahead does a little of what the next request is likely to ask for, while there is none, and reports whether more of it is left.
 	Ahead() (more bool)
 

@@ -53,8 +53,10 @@ func (w *Worker) Abort() {
 	w.fs.Abort()
 }
 
-// Ahead works for the request that is likely to follow: the next part of a directory's list.
-func (w *Worker) Ahead() (more bool) { return w.last == fuseabi.OpReaddirplus && w.fs.Ahead() }
+// Idle does what was put off, and then works for the request that is likely to follow: the next part of a directory's list.
+func (w *Worker) Idle() (more bool) {
+	return w.fs.Tidy() || w.last == fuseabi.OpReaddirplus && w.fs.Ahead()
+}
 
 // Close ends the worker, on its thread.
 func (w *Worker) Close() {
@@ -86,6 +88,8 @@ func (w *Worker) Serve(in, out []unix.Iovec) uint32 {
 	w.counters.add(code, w.errno)
 	if timed {
 		w.counters.time(code, sys.Clock()-began)
+		for w.fs.Tidy() { // there may be no idle time
+		}
 	}
 	return used
 }

@@ -17,12 +17,12 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// foresee has the worker look ahead until there is no more to look at.
+// foresee has the worker be idle until there is no more to be done.
 func (g *guest) foresee() {
 	done := make(chan struct{})
 	g.w.calls <- func(w *fuse.Worker) {
 		defer close(done)
-		for w.Ahead() {
+		for w.Idle() {
 		}
 	}
 	<-done

@@ -40,6 +40,7 @@ type worker struct {
 	calls chan func(*fuse.Worker)
 	rng   *rand.Rand
 	plain bool // whole segments
+	busy  bool // one request follows the other
 }
 
 func openFD(t testing.TB, path string) int {
@@ -132,7 +133,7 @@ func (g *guest) raw(request []byte, room int) []byte {
 	g.w.calls <- func(w *fuse.Worker) {
 		defer close(done)
 		used = w.Serve(g.w.cut(request), g.w.cut(out))
-		for i := g.w.rng.IntN(8); i > 0 && w.Ahead(); i-- { // the ring is empty for a while, or is not
+		for i := g.w.rng.IntN(8); i > 0 && !g.w.busy && w.Idle(); i-- { // the ring is empty for a while, or is not
 		}
 	}
 	<-done

@@ -32,7 +32,7 @@ func (t *thread) made(c *fuse.Caller, p *inode, pfd int, name fuse.Name, typ uin
 func (t *thread) lookupNew(p *inode, pfd int, name fuse.Name, typ uint32, out *fuseabi.EntryOut) unix.Errno {
 	e := t.lookup(p, pfd, name, out)
 	if e == 0 && out.Mode&unix.S_IFMT != typ {
-		t.fs.nodes.forget(out.NodeId, 1)
+		t.Forget(out.NodeId, 1)
 		return unix.ESTALE
 	}
 	return e
@@ -251,7 +251,7 @@ func (t *thread) existing(p *inode, pfd int, in *fuseabi.CreateIn, name fuse.Nam
 		t.put(n)
 	}
 	if e != 0 {
-		t.fs.nodes.forget(out.NodeId, 1)
+		t.Forget(out.NodeId, 1)
 	}
 	return e
 }

@@ -68,28 +68,30 @@ func (n *inode) use() int { return int(n.state.Add(oneUser)&fdMask) - 1 }
 // drop ends a use.
 func (n *inode) drop(c *fdCache) {
 	if v := n.state.Add(^uint64(oneUser - 1)); v&dead != 0 && v&users == 0 {
-		n.closeFD(c)
+		if fd := n.takeFD(c); fd >= 0 {
+			sys.Close(fd)
+		}
 	}
 }
 
-// kill marks the inode as gone from the table.
-func (n *inode) kill(c *fdCache) {
+// kill marks the inode as gone from the table. It returns a descriptor that the caller has to close, or -1.
+func (n *inode) kill(c *fdCache) int {
 	if v := n.state.Or(dead) | dead; v&users == 0 {
-		n.closeFD(c)
+		return n.takeFD(c)
 	}
+	return -1
 }
 
-// closeFD closes the descriptor of a dead inode without users, once.
-func (n *inode) closeFD(c *fdCache) {
+// takeFD takes the descriptor from a dead inode without users, once.
+func (n *inode) takeFD(c *fdCache) int {
 	for {
 		v := n.state.Load()
 		if v&fdMask == 0 || v&users != 0 {
-			return
+			return -1
 		}
 		if n.state.CompareAndSwap(v, v&^fdMask) {
 			c.remove(n)
-			sys.Close(int(v&fdMask) - 1)
-			return
+			return int(v&fdMask) - 1
 		}
 	}
 }

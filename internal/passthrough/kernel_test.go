@@ -139,7 +139,7 @@ func serveDevice(t testing.TB, dev int, w *fuse.Worker, fault func(fuseabi.Opcod
 				t.Errorf("answer %s with %d bytes: %v", fuseabi.Opcode(fuseabi.View[fuseabi.InHeader](in).Opcode), used, err)
 			}
 		}
-		for w.Ahead() { // as a queue's leader does
+		for w.Idle() { // as a queue's leader does
 		}
 	}
 }

@@ -153,7 +153,7 @@ func (fs *FS) mandatoryHandle(n *inode, pfd int) unix.Errno {
 }
 
 // Forget implements fuse.Thread.
-func (t *thread) Forget(node, n uint64) { t.fs.nodes.forget(node, n) }
+func (t *thread) Forget(node, n uint64) { t.closeLater(t.fs.nodes.forget(node, n)) }
 
 // Getattr implements fuse.Thread.
 func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno {

@@ -242,7 +242,11 @@ func (t *thread) Release(in *fuseabi.ReleaseIn, dir bool) unix.Errno {
 		return unix.EBADF
 	}
 	t.fs.releaseLocks(in.Fh)
-	f.put()
+	if t.fs.cfg.Flock || t.fs.cfg.PosixLock { // somebody may wait for a lock to be given up
+		f.put()
+	} else {
+		t.closeLater(f.leave())
+	}
 	return 0
 }
 

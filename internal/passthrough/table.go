@@ -109,14 +109,14 @@ func (t *table) add(n *inode) *inode {
 }
 
 // forget takes lookups away, and the inode with the last one. A guest that forgets more than it looked up gets zero; the
-// root stays.
-func (t *table) forget(id, count uint64) {
+// root stays. It returns a descriptor that the caller has to close, or -1.
+func (t *table) forget(id, count uint64) int {
 	if id == fuseabi.RootID || count == 0 {
-		return
+		return -1
 	}
 	n := t.slots.get(id)
 	if n == nil {
-		return
+		return -1
 	}
 	for {
 		have := n.nlookup.Load()
@@ -128,7 +128,7 @@ func (t *table) forget(id, count uint64) {
 			continue
 		}
 		if left > 0 {
-			return
+			return -1
 		}
 		break
 	}
@@ -136,7 +136,7 @@ func (t *table) forget(id, count uint64) {
 	s.mu.Lock()
 	if n.nlookup.Load() != 0 { // looked up again meanwhile
 		s.mu.Unlock()
-		return
+		return -1
 	}
 	gone := t.slots.remove(n)
 	if s.m[n.key] == n {
@@ -144,8 +144,9 @@ func (t *table) forget(id, count uint64) {
 	}
 	s.mu.Unlock()
 	if gone {
-		n.kill(t.fds)
+		return n.kill(t.fds)
 	}
+	return -1
 }
 
 // clear forgets everything but the root, which is found at every moment. It holds all locks at once: an inode that is added meanwhile, as a
@@ -164,7 +165,9 @@ func (t *table) clear(root *inode) {
 		s.mu.Unlock()
 	}
 	for _, n := range gone {
-		n.kill(t.fds)
+		if fd := n.kill(t.fds); fd >= 0 {
+			sys.Close(fd)
+		}
 	}
 }
 

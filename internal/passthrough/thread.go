@@ -14,23 +14,25 @@ import (
 // thread is one worker's side of the file system: credentials and scratch memory. System call arguments that the kernel
 // writes to lie here, for on the stack they would be allocated anew with each call.
 type thread struct {
-	fs      *FS
-	cred    *sys.Creds
-	masked  bool // umask is not 0
-	private bool // working directory and umask are this thread's own
-	st      unix.Statx_t
-	fst     unix.Stat_t
-	sf      unix.Statfs_t
-	lk      unix.Flock_t
-	times   [2]unix.Timespec
-	offIn   int64
-	offOut  int64
-	path    [16]byte
-	groups  []uint32 // the caller's, translated
-	iov     []unix.Iovec
-	names   []byte
-	walk    walk
-	listed  uint64 // handle of the directory that was read last, 0 for none
+	fs       *FS
+	cred     *sys.Creds
+	masked   bool // umask is not 0
+	private  bool // working directory and umask are this thread's own
+	st       unix.Statx_t
+	fst      unix.Stat_t
+	sf       unix.Statfs_t
+	lk       unix.Flock_t
+	times    [2]unix.Timespec
+	offIn    int64
+	offOut   int64
+	path     [16]byte
+	groups   []uint32 // the caller's, translated
+	iov      []unix.Iovec
+	names    []byte
+	walk     walk
+	closing  [mostClosing]int // descriptors that nobody needs any more
+	unneeded int              // how many those are
+	listed   uint64           // handle of the directory that was read last, 0 for none
 }
 
 // NewThread implements fuse.Filesystem.
@@ -52,7 +54,37 @@ func (fs *FS) NewThread() (fuse.Thread, error) {
 func (t *thread) Abort() { t.restore() }
 
 // Close implements fuse.Thread.
-func (t *thread) Close() { t.restore() }
+func (t *thread) Close() {
+	t.restore()
+	for t.Tidy() {
+	}
+}
+
+// mostClosing is how many descriptors a thread keeps to be closed later.
+const mostClosing = 32
+
+// closeLater has a descriptor closed when the guest waits for nothing: the last one of a file that was removed takes the file's blocks along. A
+// negative one is none.
+func (t *thread) closeLater(fd int) {
+	switch {
+	case fd < 0:
+	case t.unneeded == mostClosing:
+		sys.Close(fd)
+	default:
+		t.closing[t.unneeded] = fd
+		t.unneeded++
+	}
+}
+
+// Tidy implements fuse.Thread.
+func (t *thread) Tidy() (more bool) {
+	if t.unneeded == 0 {
+		return false
+	}
+	t.unneeded--
+	sys.Close(t.closing[t.unneeded])
+	return t.unneeded > 0
+}
 
 // fdPath is the path of a descriptor relative to fs.proc. It is valid until the next call.
 func (t *thread) fdPath(fd int) *byte { return fdName(t.path[:], fd) }

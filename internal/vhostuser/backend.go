@@ -19,10 +19,11 @@ type Handler interface {
 	Close()
 }
 
-// Foreseer is a Handler that has use for the time in which its queue is empty.
-type Foreseer interface {
-	// Ahead does a little work, some microseconds of it, for a request that is likely to come, and reports whether there is more.
-	Ahead() (more bool)
+// Idler is a Handler that has use for the time in which its queue is empty.
+type Idler interface {
+	// Idle does a little work, some microseconds of it, that no request waits for, and reports whether there is more. It is called until there is
+	// none, or a request comes, and 64 times at most by a worker that does not lead; always before the worker sleeps.
+	Idle() (more bool)
 }
 
 // Backend is the device behind the transport.

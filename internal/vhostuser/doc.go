@@ -14,7 +14,7 @@
 // While it polls, a leader also minds the high-priority queue (FORGET), whose own leader sleeps: that one need not be woken up for a request
 // that comes right behind others.
 //
-// A handler that is a [Foreseer] gets the time in which the leader would poll for requests to come, a few microseconds at a time.
+// A handler that is an [Idler] gets the time in which the leader would poll for requests to come, a few microseconds at a time.
 //
 // Others come to work beside the leader, taking from the same ring, in three cases.
 //   - The leader is blocked inside a request: a lock, a FIFO, a slow disk. A monitor, which ticks only while there is work, finds that

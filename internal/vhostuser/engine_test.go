@@ -55,6 +55,31 @@ func TestWorksAheadWhileNothingComes(t *testing.T) {
 	require.NoError(t, err, "nor does the queue's end")
 }
 
+// What a request leaves to be done is done by every worker before it sleeps: the leader, and those who came to help.
+func TestIsIdleBeforeItSleeps(t *testing.T) {
+	e := &echo{block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{Workers: 4}, fe.Config{})
+	q := d.Request(0)
+	var blocked []*fe.Pending
+	for range 3 {
+		blocked = append(blocked, d.start(t, opBlock))
+	}
+	q.Publish()
+	q.Kick()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 3 }, time.Second, time.Millisecond, "three workers are at it")
+	d.quick(t, 1)
+	assert.GreaterOrEqual(t, e.untidy.Load(), int32(3))
+	close(e.block)
+	for _, p := range blocked {
+		_, err := d.fuse.Finish(p)
+		require.NoError(t, err)
+	}
+	assert.Eventually(t, func() bool { return e.untidy.Load() == 0 }, time.Second, time.Millisecond)
+	d.quick(t, 0)
+	d.quick(t, 1)
+	assert.Eventually(t, func() bool { return e.untidy.Load() == 0 }, time.Second, time.Millisecond)
+}
+
 func TestManyQueues(t *testing.T) {
 	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 64, QueueSize: 16})
 	for range 3 {

@@ -29,6 +29,7 @@ type echo struct {
 	fail                                error         // what NewHandler returns
 	start                               time.Duration // how long it takes
 	sleep                               time.Duration // how long opSleep takes
+	untidy                              atomic.Int32  // handlers that have served since they were idle
 	ahead, aheads                       atomic.Int32  // how many more times there is something to do ahead; how many times it was asked
 }
 
@@ -54,9 +55,14 @@ type echoHandler struct {
 	e         *echo
 	in, reply [40]byte
 	unfit     bool
+	served    bool // since Idle
 }
 
 func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
+	if !h.served {
+		h.served = true
+		h.e.untidy.Add(1)
+	}
 	if h.unfit {
 		h.e.reused.Add(1)
 	}
@@ -83,7 +89,11 @@ func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 	return uint32(guestmem.CopyOut(out, h.reply[:16]))
 }
 
-func (h *echoHandler) Ahead() bool {
+func (h *echoHandler) Idle() bool {
+	if h.served {
+		h.served = false
+		h.e.untidy.Add(-1)
+	}
 	h.e.aheads.Add(1)
 	return h.e.ahead.Add(-1) >= 0
 }

@@ -43,7 +43,7 @@ var (
 type worker struct {
 	q       *queue
 	handler Handler
-	ahead   Foreseer // the handler, or nil
+	idler   Idler // the handler, or nil
 	chain   virtqueue.Chain
 	unfit   bool    // its handler could not be put in order after a panic
 	deputy  *worker // this one as a worker of the high-priority queue; nil before the first time
@@ -113,7 +113,7 @@ func (w *worker) run() {
 	q := w.q
 	var err error
 	w.handler, err = q.dev.backend.NewHandler(q.index)
-	w.ahead, _ = w.handler.(Foreseer)
+	w.idler, _ = w.handler.(Idler)
 	q.mu.Lock()
 	w.tid = unix.Gettid()
 	if err != nil {
@@ -133,6 +133,7 @@ func (w *worker) run() {
 	for !q.closed && !w.unfit {
 		if q.running() {
 			w.work()
+			w.tidy()
 			if q.leader == nil && q.running() {
 				continue // the leader went from a request straight out of work
 			}
@@ -380,14 +381,14 @@ func (q *queue) hush() (err error) {
 	return nil
 }
 
-// foresee lets the handler work for requests to come, and reports whether one has come, or the leader has another thing to look at. The caller
+// idle lets the handler do what no request waits for, and reports whether one has come, or the leader has another thing to look at. The caller
 // holds mu, before and after.
-func (w *worker) foresee() bool {
+func (w *worker) idle() bool {
 	q := w.q
-	for more := w.ahead != nil; more; {
+	for more := w.idler != nil; more; {
 		w.leave(nil)
 		q.mu.Unlock()
-		more = w.ahead.Ahead()
+		more = w.idler.Idle()
 		q.mu.Lock()
 		w.back()
 		w.deputize()
@@ -402,11 +403,28 @@ func (w *worker) foresee() bool {
 	return false
 }
 
+// mostIdle is how many steps a handler gets to do what no request waits for before a worker that does not lead sleeps.
+const mostIdle = 64
+
+// tidy has the handler do what no request waits for, before the worker sleeps as one of those that do not lead. The caller holds mu, before and
+// after.
+func (w *worker) tidy() {
+	if w.idler == nil || w.unfit {
+		return
+	}
+	w.leave(nil)
+	w.q.mu.Unlock()
+	for n := 0; n < mostIdle && w.idler.Idle(); n++ {
+	}
+	w.q.mu.Lock()
+	w.back()
+}
+
 // rest is what a leader does with an empty ring: it polls for a while, then sleeps until it is kicked or nudged. The caller holds mu,
 // before and after; errors show up when the ring is used next.
 func (w *worker) rest() {
 	q := w.q
-	if w.foresee() {
+	if w.idle() {
 		return
 	}
 	began := time.Now()
