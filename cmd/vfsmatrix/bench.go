@@ -77,7 +77,7 @@ them to sleep.`,
 	cmd.Flags().StringVar(&f.from, "from", "", "take the samples of this file, which --json wrote, and measure only what --scale, --syscalls or --compete ask for")
 	cmd.Flags().StringVar(&f.old, "compare", "", "compare with the samples of this file, which --json wrote")
 	cmd.Flags().BoolVar(&f.syscalls, "syscalls", false, "count the system calls of each workload under strace, and measure nothing else")
-	cmd.Flags().BoolVar(&f.compete, "compete", false, "measure at depth 1 beside threads that compute, as when guests compete for processors, and nothing else")
+	cmd.Flags().BoolVar(&f.compete, "compete", false, "measure at depth 1 beside threads that compute, as when guests compete for processors, for four times --time each, and nothing else")
 	cmd.Flags().IntVar(&f.scale, "scale", 0, "measure what an item costs among 1000 and tenfold, up to so many names (without =N 100000), and on 1 to 8 queues, and nothing else")
 	cmd.Flags().Lookup("scale").NoOptDefVal = "100000"
 	cmd.AddCommand(a.benchGuest(), a.benchReady())

@@ -95,6 +95,7 @@ type bed struct {
 	hist       *hdrhistogram.Histogram
 	unmounts   []func() // of what is mounted in the share
 	release    func()   // lets processors be idle as they like
+	begun      int      // processes
 }
 
 // newBed makes an empty share, and a report without measures.
@@ -196,8 +197,8 @@ var errOneQueue = errors.New("one queue")
 // begin starts a fresh process of a daemon and opens a session with so many request queues (0 = 1).
 func (b *bed) begin(ctx context.Context, d fe.Daemon, queues int) (_ *session, err error) {
 	queues = max(1, queues)
-	socket := filepath.Join(b.dir, fmt.Sprintf("%s-%d", d.Name, queues))
-	os.Remove(socket)
+	b.begun++
+	socket := filepath.Join(b.dir, fmt.Sprintf("%s-%d", d.Name, b.begun)) // another still runs: C's daemon locks a file of that name
 	argv, err := d.Argv(fe.Options{Share: b.share, Socket: socket, Sandbox: b.Sandbox, Extra: b.Extra[d.Name]})
 	if err != nil {
 		return nil, err
@@ -310,7 +311,12 @@ func (r *Report) round(ctx context.Context, b *bed, round int) error {
 		return nil
 	}
 	return each(func(s *session) error {
-		if err := s.memory(s.proc, states[s]); err != nil {
+		one, err := b.begin(ctx, daemon[s], 1) // with no memory left from other work
+		if err != nil {
+			return err
+		}
+		defer one.end()
+		if err := one.memory(one.proc, states[s]); err != nil {
 			return err
 		}
 		r.States = append(r.States, *states[s])

@@ -183,3 +183,18 @@ printf '%s\n' "${COMPREPLY[@]}"
 		}
 	}
 }
+
+// Who has polling off would rather spare processor time, unless told otherwise.
+func TestWorkers(t *testing.T) {
+	for args, want := range map[string]int{
+		"":                                 2,
+		"--poll-us=0":                      1,
+		"--poll-us=7":                      2,
+		"-o cache=never":                   2,
+		"--poll-us=0 --thread-pool-size=4": 4,
+		"--thread-pool-size=1":             1,
+		"--thread-pool-size=0":             2,
+	} {
+		assert.Equal(t, want, parse(t, args+" --socket-path=s --shared-dir=/").Workers(), args)
+	}
+}

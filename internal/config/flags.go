@@ -149,7 +149,7 @@ func Flags() []Flag {
 		{Name: "migration-verify-handles", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationVerifyHandles })},
 		{Name: "migration-confirm-paths", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationConfirms })},
 
-		{Name: "thread-pool-size", Arg: "N", Group: "Queues", Help: "threads of a queue that serve at once by choice; 0 chooses", set: number(func(o *Options) *int { return &o.ThreadPoolSize }, 0, 1024)},
+		{Name: "thread-pool-size", Arg: "N", Group: "Queues", Help: "threads of a queue that serve at once by choice; 0 chooses: 2, or 1 where polling is off", set: number(func(o *Options) *int { return &o.ThreadPoolSize }, 0, 1024)},
 		{Name: "request-queues", Arg: "N", Group: "Queues", Since: "this daemon", Help: "most request queues that a front-end may use", set: number(func(o *Options) *int { return &o.RequestQueues }, 1, 64)},
 		{Name: "poll-us", Arg: "N", Group: "Queues", Since: "this daemon", Help: "longest time in microseconds to poll a busy queue before sleeping; 0 never polls", set: number(func(o *Options) *int { return &o.PollMicros }, 0, 1000)},
 

@@ -72,3 +72,15 @@ func Defaults() Options {
 		MigrationMode: "find-paths", MigrationOnError: "abort",
 	}
 }
+
+// Workers is how many threads of a queue may serve at once by choice. Two copy faster than one does, and wait for the memory meanwhile: who has
+// polling off would rather spare the processor time.
+func (o Options) Workers() int {
+	switch {
+	case o.ThreadPoolSize > 0:
+		return o.ThreadPoolSize
+	case o.PollMicros == 0:
+		return 1
+	}
+	return 2
+}

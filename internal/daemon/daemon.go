@@ -382,7 +382,7 @@ func (s *server) serve(ctx context.Context) error {
 			s.listener.Close()
 		}
 		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
-			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.ThreadPoolSize,
+			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.Workers(),
 			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: mostHidden(), Logger: s.log,
 		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()

@@ -32,7 +32,7 @@ func fsConfig(o config.Options, limit uint64, log *slog.Logger) (passthrough.Con
 		Xattr: o.Xattr, PosixACL: o.PosixACL != "never", SecurityLabel: o.SecurityLabel != "never", KillprivV2: o.KillprivV2,
 		AnnounceSubmounts: o.AnnounceSubmounts, NoReaddirplus: o.NoReaddirplus, AllowDirectIO: o.AllowDirectIO, PreserveNoatime: o.PreserveNoatime,
 		Flock: o.Flock, PosixLock: o.PosixLock,
-		Lookout: o.ThreadPoolSize != 1 && runtime.NumCPU() > 1,
+		Lookout: o.Workers() > 1 && runtime.NumCPU() > 1,
 		InodeFileHandles: map[string]passthrough.Handles{
 			"prefer": passthrough.HandlesPrefer, "never": passthrough.HandlesNever, "mandatory": passthrough.HandlesMandatory,
 		}[o.InodeFileHandles],

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	fe "virtiofsd/harness/frontend"
+	"virtiofsd/internal/sys"
 	"virtiofsd/internal/vhostuser"
 )
 
@@ -587,4 +589,64 @@ func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
 	_, err = unix.Read(full, make([]byte, 8)) // whoever writes can end
 	require.NoError(t, err)
 	unix.Close(full)
+}
+
+// A write to the old descriptor may block for as long as it likes: what is pushed later is told by the new one.
+func TestNewCallIsToldWhileTheOldOneBlocks(t *testing.T) {
+	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
+	full, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	require.NoError(t, err)
+	_, err = unix.Write(full, []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	require.NoError(t, err)
+	fresh, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	require.NoError(t, err)
+	q := d.Request(0)
+	d.hurry(t, q)
+	round := func(call, blocks int) {
+		require.NoError(t, d.Conn.Ack(fe.MsgSetVringCall, fe.U64(uint64(q.Index)), call))
+		first := d.start(t, opSleep)
+		for range blocks { // some wait until the first is done, else it is told at once
+			d.start(t, opBlock)
+		}
+		q.Publish()
+		q.Kick()
+		_ = q.WaitChain(first.Chain, 100*time.Millisecond) // asks to be told, and by then the monitor has seen who is blocked
+	}
+	round(full, 4)
+	round(fresh, vhostuser.MaxWorkers+20)
+	assert.Eventually(t, func() bool { n, _ := unix.Read(fresh, make([]byte, 8)); return n == 8 }, time.Second, time.Millisecond)
+	close(e.block)
+	_, err = unix.Read(full, make([]byte, 8)) // whoever writes can end
+	require.NoError(t, err)
+	unix.Close(full)
+	unix.Close(fresh)
+}
+
+// Workers wake up in time on whichever threads the runtime has for them: one that its watchdog made may be late, as that is.
+func TestWorkersAreNotLate(t *testing.T) {
+	slacken := func(d time.Duration) {
+		var reached, left sync.WaitGroup
+		left.Add(1)
+		for range 50 {
+			reached.Add(1)
+			go func() {
+				runtime.LockOSThread()
+				sys.SetTimerSlack(d)
+				reached.Done()
+				left.Wait()
+				runtime.UnlockOSThread()
+			}()
+		}
+		reached.Wait()
+		left.Done()
+	}
+	slacken(20 * time.Millisecond)
+	defer slacken(sys.DefaultSlack)
+	e := &echo{}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{RequestQueues: 16})
+	for q := range 17 {
+		d.quick(t, q)
+	}
+	assert.Zero(t, e.late.Load())
 }

@@ -17,6 +17,7 @@ import (
 
 	"virtiofsd/harness/frontend"
 	"virtiofsd/internal/guestmem"
+	"virtiofsd/internal/sys"
 	"virtiofsd/internal/vhostuser"
 )
 
@@ -28,6 +29,7 @@ type echo struct {
 	block                               chan struct{} // opBlock waits until it is closed
 	fail                                error         // what NewHandler returns
 	start                               time.Duration // how long it takes
+	late                                atomic.Int32  // of the threads that called it, those whose sleeps may end late
 	sleep                               time.Duration // how long opSleep takes
 	untidy                              atomic.Int32  // handlers that have served since they were idle
 	ahead, aheads                       atomic.Int32  // how many more times there is something to do ahead; how many times it was asked
@@ -42,6 +44,9 @@ const (
 )
 
 func (e *echo) NewHandler(int) (vhostuser.Handler, error) {
+	if slack, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); slack > int(sys.DefaultSlack) {
+		e.late.Add(1)
+	}
 	if e.fail != nil {
 		return nil, e.fail
 	}
