@@ -159,9 +159,21 @@ func Machinery(host map[string]string) string {
 	return fmt.Sprintf("%s, %s processors (idle: %s), Linux %s, load %s", host["cpu"], host["cpus"], idle(host), host["kernel"], host["load"])
 }
 
+// with is the report's daemons, less those of which a list has nothing: they were measured in other ways only.
+func (r *Report) with(each func(yield func(daemon string))) []string {
+	there := map[string]bool{}
+	each(func(d string) { there[d] = true })
+	return slices.DeleteFunc(slices.Clone(r.Daemons), func(d string) bool { return !there[d] })
+}
+
 // StartTable says how long each daemon takes until it is ready, a row for each scenario: medians of the rounds. The first row is the head.
 func (r *Report) StartTable() [][]string {
-	rows := [][]string{append([]string{"ready after, ms"}, r.Daemons...)}
+	daemons := r.with(func(yield func(string)) {
+		for _, s := range r.Starts {
+			yield(s.Daemon)
+		}
+	})
+	rows := [][]string{append([]string{"ready after, ms"}, daemons...)}
 	all := map[string]map[string][]float64{}
 	for _, s := range r.Starts {
 		if all[s.Scenario] == nil {
@@ -173,7 +185,7 @@ func (r *Report) StartTable() [][]string {
 	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		row := []string{name}
-		for _, d := range r.Daemons {
+		for _, d := range daemons {
 			if v := all[name][d]; len(v) > 0 {
 				row = append(row, fmt.Sprintf("%.1f", stat(v).Center))
 			} else {

@@ -200,7 +200,12 @@ func (b *bed) queues(ctx context.Context, d fe.Daemon, round, n int) Point {
 
 // ScaleTable is the table of what an item costs among n, medians of rounds; of no points, the head alone.
 func (r *Report) ScaleTable() [][]string {
-	rows := [][]string{append([]string{"cost per item", "n", "unit"}, r.Daemons...)}
+	daemons := r.with(func(yield func(string)) {
+		for _, p := range r.Points {
+			yield(p.Daemon)
+		}
+	})
+	rows := [][]string{append([]string{"cost per item", "n", "unit"}, daemons...)}
 	for _, what := range scaleOrder {
 		var sizes []int
 		unit := ""
@@ -212,7 +217,7 @@ func (r *Report) ScaleTable() [][]string {
 		slices.Sort(sizes)
 		for _, n := range slices.Compact(sizes) {
 			row := []string{what, fmt.Sprint(n), unit}
-			for _, d := range r.Daemons {
+			for _, d := range daemons {
 				row = append(row, r.cost(what, n, d))
 			}
 			rows = append(rows, row)
