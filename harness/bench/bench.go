@@ -316,7 +316,7 @@ func (r *Report) round(ctx context.Context, b *bed, round int) error {
 			return err
 		}
 		defer one.end()
-		if err := one.memory(one.proc, states[s]); err != nil {
+		if err := one.memory(states[s]); err != nil {
 			return err
 		}
 		r.States = append(r.States, *states[s])
@@ -381,12 +381,12 @@ func (s *session) release(j *job) {
 const settles = 1800 * time.Millisecond
 
 // memory looks many names up, sees what each costs, and forgets them again.
-func (s *session) memory(proc *fe.Process, st *State) error {
+func (s *session) memory(st *State) error {
 	dir, err := s.fuse.Lookup(fe.RootNode, manyName)
 	if err != nil {
 		return err
 	}
-	_, before := proc.Memory()
+	_, before := s.proc.Memory()
 	nodes := make([]uint64, 0, many)
 	for i := range many {
 		e, err := s.fuse.Lookup(dir.Node, fileName(i))
@@ -401,14 +401,14 @@ func (s *session) memory(proc *fe.Process, st *State) error {
 		nodes = append(nodes, e.Node)
 	}
 	st.Known = len(nodes)
-	_, full := proc.Memory()
+	_, full := s.proc.Memory()
 	for _, n := range nodes {
 		if err := s.fuse.Forget(n, 1); err != nil {
 			return err
 		}
 	}
 	time.Sleep(settles)
-	_, after := proc.Memory()
+	_, after := s.proc.Memory()
 	n := float64(max(1, len(nodes)))
 	st.PerInode, st.Kept = (float64(full)-float64(before))/n, (float64(after)-float64(before))/n
 	return nil

@@ -46,12 +46,7 @@ func watched(t *testing.T) (g *guest, fh uint64, first []entry) {
 
 func part(t *testing.T, room int, cfg Config) (g *guest, fh uint64, first []entry) {
 	t.Helper()
-	testenv.Need(t, "root") // to own what the guest's root makes
-	dir := t.TempDir()
-	for i := range files {
-		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
-	}
-	g = mount(t, dir, cfg)
+	g = mount(t, populated(t), cfg)
 	fh, e := g.opendir(root)
 	require.Zero(t, e)
 	first, e = g.readdirAt(root, fh, 0, true, room)
@@ -62,6 +57,17 @@ func part(t *testing.T, room int, cfg Config) (g *guest, fh uint64, first []entr
 }
 
 const files = 200
+
+// populated is a directory of so many files.
+func populated(t *testing.T) string {
+	t.Helper()
+	testenv.Need(t, "root") // to own what the guest's root makes
+	dir := t.TempDir()
+	for i := range files {
+		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
+	}
+	return dir
+}
 
 // watch waits for the lookout to be at nothing.
 func (g *guest) watch() {
@@ -322,12 +328,7 @@ func TestOnlySoManyListsAreKept(t *testing.T) {
 // pending is a directory that the lookout was called for, and has not looked at yet: it begins with begin.
 func pending(t *testing.T) (g *guest, fh uint64, d *dirStream, begin func()) {
 	t.Helper()
-	testenv.Need(t, "root")
-	dir := t.TempDir()
-	for i := range files {
-		require.NoError(t, os.WriteFile(fmt.Sprint(dir, "/f", i), []byte("x"), 0o644))
-	}
-	g = mount(t, dir, Config{Lookout: true})
+	g = mount(t, populated(t), Config{Lookout: true})
 	g.fs.lookout.start.Do(func() {})
 	fh, e := g.opendir(root)
 	require.Zero(t, e)

@@ -25,7 +25,7 @@ type dirStream struct {
 
 const direntBuffer = 16 << 10 // bytes of directory entries read at once
 
-// mostHeld is how many directories may keep what they have read from one request to the next: some 160 KiB for each.
+// mostHeld is how many directories may keep what they have read from one request to the next: 210 KiB at most for each.
 const mostHeld = 256
 
 // hold counts the directory as one that keeps what it has read.

@@ -563,11 +563,7 @@ func TestDriverIsToldBeforeRequestsThatBlock(t *testing.T) {
 func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
 	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
-	full, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	require.NoError(t, err)
-	most := []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	_, err = unix.Write(full, most)
-	require.NoError(t, err)
+	full := fullEvent(t)
 	q := d.Request(0)
 	d.hurry(t, q)
 	first := d.start(t, opSleep)
@@ -586,19 +582,26 @@ func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
 		assert.Fail(t, "the queue cannot be set up anew")
 	}
 	close(e.block)
-	_, err = unix.Read(full, make([]byte, 8)) // whoever writes can end
+	_, err := unix.Read(full, make([]byte, 8)) // whoever writes can end
 	require.NoError(t, err)
 	unix.Close(full)
+}
+
+// fullEvent is an eventfd to which a write blocks.
+func fullEvent(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	require.NoError(t, err)
+	_, err = unix.Write(fd, []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	require.NoError(t, err)
+	return fd
 }
 
 // A write to the old descriptor may block for as long as it likes: what is pushed later is told by the new one.
 func TestNewCallIsToldWhileTheOldOneBlocks(t *testing.T) {
 	e := &echo{block: make(chan struct{}), sleep: 300 * time.Microsecond}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{QueueSize: 1024})
-	full, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	require.NoError(t, err)
-	_, err = unix.Write(full, []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
-	require.NoError(t, err)
+	full := fullEvent(t)
 	fresh, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	require.NoError(t, err)
 	q := d.Request(0)
