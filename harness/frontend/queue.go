@@ -316,8 +316,9 @@ func (q *Queue) Reap() (*Chain, error) {
 	return c, nil
 }
 
-// arm asks for a call at the next completion; true if one is there already.
-func (q *Queue) arm() bool {
+// Arm asks for a call at the next completion, and reports whether one is there already. Waiting arms as well; who has to be told of the first
+// completion however soon it comes arms before publishing.
+func (q *Queue) Arm() bool {
 	if q.eventIdx {
 		store16(q.usedEvent, q.seen)
 	}
@@ -328,7 +329,7 @@ func (q *Queue) arm() bool {
 // Wait blocks until the used ring holds something new. It blocks in read(2) with no time-out of its own: Device.Watch breaks
 // it when the daemon goes away or a deadline passes, then it returns false.
 func (q *Queue) Wait() bool {
-	for !q.arm() {
+	for !q.Arm() {
 		if q.dev != nil && q.dev.broken.Load() {
 			return false
 		}
@@ -357,7 +358,7 @@ func (q *Queue) WaitChain(c *Chain, timeout time.Duration) error {
 		if c.Done {
 			return nil
 		}
-		if q.arm() {
+		if q.Arm() {
 			continue
 		}
 		left := time.Until(deadline)

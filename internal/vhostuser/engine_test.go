@@ -571,8 +571,9 @@ func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
 		d.start(t, opBlock)
 	}
 	require.NoError(t, d.Conn.Ack(fe.MsgSetVringCall, fe.U64(uint64(q.Index)), full))
+	q.Arm()
 	q.Publish()
-	_ = q.WaitChain(first.Chain, 100*time.Millisecond) // asks to be told, and by then the monitor has seen who is blocked
+	_ = q.WaitChain(first.Chain, 100*time.Millisecond) // by then the monitor has seen who is blocked
 	asked := make(chan error, 1)
 	go func() { asked <- d.Conn.Ack(fe.MsgSetVringCall, fe.U64(uint64(q.Index)|1<<8)) }() // which takes the queue's lock
 	select {
@@ -612,9 +613,10 @@ func TestNewCallIsToldWhileTheOldOneBlocks(t *testing.T) {
 		for range blocks { // some wait until the first is done, else it is told at once
 			d.start(t, opBlock)
 		}
+		q.Arm()
 		q.Publish()
 		q.Kick()
-		_ = q.WaitChain(first.Chain, 100*time.Millisecond) // asks to be told, and by then the monitor has seen who is blocked
+		_ = q.WaitChain(first.Chain, 100*time.Millisecond) // by then the monitor has seen who is blocked
 	}
 	round(full, 4)
 	round(fresh, vhostuser.MaxWorkers+20)
