@@ -99,6 +99,9 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 	if f.dir == nil {
 		return 0, unix.ENOTDIR
 	}
+	if f.node != in.NodeId { // the names are looked up in one, and read from the other
+		return 0, unix.EBADF
+	}
 	n, fd, e := t.dir(in.NodeId)
 	if e != 0 {
 		return 0, e

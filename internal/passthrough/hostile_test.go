@@ -169,6 +169,23 @@ func TestNamesDoNotLeaveTheShare(t *testing.T) {
 	}
 }
 
+// Read by the handle of another directory, a list would have that one's names with the attributes of others, and tell the number of what is above
+// the share.
+func TestDirectoriesAreReadByTheirOwnHandles(t *testing.T) {
+	g := mount(t, t.TempDir(), Config{})
+	sub, e := g.mkdir(root, "sub", 0o755, 0)
+	require.Zero(t, e)
+	fh, e := g.opendir(root)
+	require.Zero(t, e)
+	for _, plus := range []bool{false, true} {
+		_, e = g.readdirAt(sub.NodeId, fh, 0, plus, 4096)
+		assert.Equal(t, unix.EBADF, e)
+		all, e := g.readdirAt(root, fh, 0, plus, 4096)
+		require.Zero(t, e)
+		assert.Len(t, all, 3)
+	}
+}
+
 // A directory that turns into a link between lookup and use must not lead out (PEERS do this by name in mode none).
 func TestSwappedDirectoriesDoNotLeadOut(t *testing.T) {
 	for _, h := range []Handles{HandlesNever, HandlesPrefer} {
