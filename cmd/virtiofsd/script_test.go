@@ -446,9 +446,13 @@ func connect(ts *testscript.TestScript, neg bool, args []string) {
 func serve(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	var c connected
+	file := "hello"
+	if len(args) > 1 && args[0] == "-at" {
+		file, args = args[1]+"/"+file, args[2:]
+	}
 	switch {
 	case neg || len(args) > 1 || len(args) == 0 && s.early == nil:
-		ts.Fatalf("usage: serve PATH")
+		ts.Fatalf("usage: serve [-at FOLDER] [PATH]")
 	case len(args) == 1:
 		connect(ts, false, args)
 	}
@@ -465,8 +469,11 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	a, err := s.f.Getattr(frontend.RootNode)
 	ts.Check(err)
-	e, err := s.f.Lookup(frontend.RootNode, "hello")
-	ts.Check(err)
+	e := frontend.Entry{Node: frontend.RootNode}
+	for _, name := range strings.Split(strings.Trim(file, "/"), "/") {
+		e, err = s.f.Lookup(e.Node, name)
+		ts.Check(err)
+	}
 	fh, err := s.f.Open(e.Node, unix.O_RDONLY)
 	ts.Check(err)
 	b, err := s.f.Read(e.Node, fh, 0, 100)

@@ -113,7 +113,7 @@ func run(o config.Options, stdout io.Writer) error {
 	if o.SharedDir, err = filepath.EvalSymlinks(dir); err != nil {
 		return fmt.Errorf("shared directory: %w", err)
 	}
-	facts, err := sandbox.Gather(o.Check || len(o.UIDMap)+len(o.GIDMap) > 0)
+	facts, err := sandbox.Gather(o.SharedDir, o.Check || len(o.UIDMap)+len(o.GIDMap) > 0)
 	if err != nil {
 		return err
 	}

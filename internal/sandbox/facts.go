@@ -44,13 +44,15 @@ type Facts struct {
 
 	// UserNamespaces is "" where the caller may make one, otherwise what forbids it.
 	UserNamespaces string `json:"user_namespaces"`
+	// ShareHoldsProc: the share is the root directory, by whatever name, or /proc itself.
+	ShareHoldsProc bool `json:"share_holds_proc"`
 	// NoPivotRoot: pivot_root(2) is refused although the caller has the capability for it, as docker's filter does.
 	NoPivotRoot bool `json:"no_pivot_root"`
 }
 
-// Gather reads the facts of the calling process. What it cannot read counts as absent. Whether user namespaces can be made is tried, which
+// Gather reads the facts of the calling process, which is to share a directory. What it cannot read counts as absent. Whether user namespaces can be made is tried, which
 // takes some milliseconds, where the caller has to make one: without CAP_SYS_ADMIN, or if maps says that ids are to be mapped.
-func Gather(maps bool) (Facts, error) {
+func Gather(share string, maps bool) (Facts, error) {
 	f := Facts{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
 	groups, err := os.Getgroups()
 	if err != nil {
@@ -76,6 +78,13 @@ func Gather(maps bool) (Facts, error) {
 	f.SubUID = subIDs("/etc/subuid", f.UID)
 	f.SubGID = subIDs("/etc/subgid", f.UID)
 	f.Landlock = sys.LandlockABI()
+	if st, err := os.Stat(share); err == nil {
+		for _, above := range []string{"/", "/proc"} {
+			if is, err := os.Stat(above); err == nil && os.SameFile(st, is) {
+				f.ShareHoldsProc = true
+			}
+		}
+	}
 	f.NoPivotRoot = f.Has(SysAdmin) && sys.PivotRootFiltered()
 	if maps || !f.Has(SysAdmin) {
 		f.UserNamespaces = f.userNamespaces()

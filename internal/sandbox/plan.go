@@ -375,6 +375,10 @@ func (p *Plan) lockDown(o config.Options, f Facts) error {
 		return errors.New("--landlock=on: a file found again by export handle may have no path, and Landlock refuses what has none; use --inode-file-handles=never, or --landlock=auto")
 	case p.Handles:
 		p.leaves("no Landlock: a file found again by export handle may have no path, and Landlock refuses what has none")
+	case f.ShareHoldsProc && !p.Has(OpPivot) && !p.Readonly && o.Landlock == "on":
+		return errors.New("--landlock=on: the share is the whole tree of files, so there is none that Landlock could refuse; share less, or with --readonly, or use --landlock=auto")
+	case f.ShareHoldsProc && !p.Has(OpPivot) && !p.Readonly:
+		p.leaves("no Landlock: the share is the whole tree of files, so there is none to refuse")
 	default:
 		p.add(OpLandlock, "have Landlock refuse all files but those of the share", "a second wall, or the first where there is no other")
 	}

@@ -74,6 +74,7 @@ func callers() []caller {
 			f.UID, f.GID, f.NoNewPrivs, f.Bounding = 107, 107, true, 0
 			f.UserNamespaces = "the kernel, a container's filter, a chroot or a security module forbids it: operation not permitted"
 		})},
+		{"whole-tree", "a user without subordinate ids who shares the root directory", userWith(func(f *Facts) { f.ShareHoldsProc = true })},
 		{"old-kernel", "root of a host without Landlock and filters", with(func(f *Facts) { f.Effective, f.Landlock, f.Seccomp = all, 1, false })},
 	}
 }
@@ -93,6 +94,8 @@ func commands() []string {
 		"--sandbox=chroot",
 		"--sandbox=chroot --no-fail-setgroups",
 		"--sandbox=none",
+		"--sandbox=none --readonly",
+		"--sandbox=none --landlock=on",
 		"--inode-file-handles=prefer",
 		"--inode-file-handles=mandatory",
 		"--landlock=on",

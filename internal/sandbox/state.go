@@ -139,11 +139,10 @@ func (e *Entered) read() (s State, err error) {
 			}
 		}
 	}
-	s.Landlock = e.landlocked()
 	return s, e.threads(&s)
 }
 
-// threads reads the status of every thread.
+// threads reads the status of every thread, and tries Landlock.
 func (e *Entered) threads(s *State) error {
 	fd, err := unix.Openat(int(e.self.Fd()), "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -176,6 +175,7 @@ func (e *Entered) threads(s *State) error {
 	if s.Threads == 0 {
 		return errors.New("list threads: there are none")
 	}
+	s.Landlock = landlocked(task, names[0]) // the first one, which is there to the end
 	return nil
 }
 
