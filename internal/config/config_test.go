@@ -64,6 +64,10 @@ func TestRefusals(t *testing.T) {
 		"-o xattr=1":                       "takes no value",
 		"--tag=" + strings.Repeat("x", 37): "1 to 36 bytes",
 		"--socket-path":                    "--socket-path",
+		"--readonly=false":                 `--readonly takes no value, and "false" is one`,
+		"--syslog=":                        "--syslog takes no value",
+		"--rlimit-nofile=3":                "--rlimit-nofile is 0 or a number from 512 on",
+		"--posix-acl never":                "--posix-acl takes its value behind '=': --posix-acl=never",
 	} {
 		_, err := Parse(strings.Fields(line))
 		require.ErrorContains(t, err, want, line)

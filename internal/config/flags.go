@@ -108,8 +108,8 @@ func Flags() []Flag {
 		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor that gets what the sandbox has reached, as read back from /proc, as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
 		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: 1000000, or what fs.nr_open and fs.file-max leave", set: func(o *Options, v string) error {
 			n, err := strconv.ParseUint(v, 10, 31)
-			if err != nil {
-				return fmt.Errorf("is a number, not %q", v)
+			if err != nil || n > 0 && n < MinFiles {
+				return fmt.Errorf("is 0 or a number from %d on, not %q", MinFiles, v)
 			}
 			o.RlimitNofile, o.RlimitNofileSet = n, true
 			return nil
@@ -138,7 +138,12 @@ func Flags() []Flag {
 		{Name: "killpriv-v2", Group: "File system", Help: "clear set-id bits on the host when data changes (default)", set: on(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then truncates by a second request when it opens a file", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "preserve-noatime", Group: "File system", Help: "honour O_NOATIME of guest programs", set: on(func(o *Options) *bool { return &o.PreserveNoatime })},
-		choice(Flag{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system"}, func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory"),
+		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system", Words: []string{"never", "prefer", "mandatory"}, set: func(o *Options, v string) error {
+			if v == "fallback" { // its older name
+				v = "prefer"
+			}
+			return word(func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")(o, v)
+		}},
 		{Name: "translate-uid", Arg: "RULE", Group: "File system", Help: "translate user ids between guest and host in software; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateUID })},
 		{Name: "translate-gid", Arg: "RULE", Group: "File system", Help: "translate group ids; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateGID })},
 		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (left out: with the ids that the daemon has)", set: singleUser},
@@ -227,7 +232,7 @@ func compat(o *Options, v string) error {
 		flag, fixed, bare := strings.Cut(to, "=")
 		switch {
 		case !known:
-			return fmt.Errorf("has the unknown word %q", w)
+			return fmt.Errorf("has the unknown word %q; see --help for the options of today", w)
 		case to == "":
 			continue
 		case bare && has:

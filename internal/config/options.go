@@ -7,6 +7,9 @@ import (
 // Version is the daemon's version.
 const Version = "0.1.0"
 
+// MinFiles is the least limit of open files to start with: the queues' and the memory's descriptors, and some for the guest.
+const MinFiles = 512
+
 // Sandbox modes.
 const (
 	SandboxNamespace = "namespace"

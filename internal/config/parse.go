@@ -16,9 +16,18 @@ type value struct {
 	o *Options
 }
 
-func (v value) String() string     { return "" }
-func (v value) Type() string       { return v.f.Arg }
-func (v value) Set(s string) error { return v.f.set(v.o, s) }
+func (v value) String() string { return "" }
+func (v value) Type() string   { return v.f.Arg }
+
+func (v value) Set(s string) error {
+	if v.f.Arg == "" && s != bare {
+		return fmt.Errorf("takes no value, and %q is one; leave it out", s)
+	}
+	return v.f.set(v.o, s)
+}
+
+// bare is what pflag gives to set for a switch, which takes no value. No command line can hold it.
+const bare = "\x00"
 
 // Parse reads a command line without the program's name. Every error is one line and a matter of usage (exit status 2).
 func Parse(args []string) (Options, error) {
@@ -32,7 +41,7 @@ func Parse(args []string) (Options, error) {
 		p := fs.VarPF(value{f, &o}, f.Name, f.Short, f.Help)
 		switch {
 		case f.Arg == "":
-			p.NoOptDefVal = "true"
+			p.NoOptDefVal = bare
 		case f.Bare != "":
 			p.NoOptDefVal = f.Bare
 		}
@@ -45,9 +54,24 @@ func Parse(args []string) (Options, error) {
 		return o, usage(args, err)
 	}
 	if fs.NArg() > 0 {
+		if name := orphaned(args, fs.Arg(0)); name != "" {
+			return o, fmt.Errorf("%s takes its value behind '=': %s=%s", name, name, fs.Arg(0))
+		}
 		return o, fmt.Errorf("%q is no option; see --help", fs.Arg(0))
 	}
 	return o, nil
+}
+
+// orphaned is the option, one whose value may be left out, that a word follows which pflag found to belong to none.
+func orphaned(args []string, word string) string {
+	for i, a := range args[1:] {
+		for _, f := range Flags() {
+			if a == word && f.Bare != "" && args[i] == "--"+f.Name {
+				return args[i]
+			}
+		}
+	}
+	return ""
 }
 
 // usage words pflag's errors as one line with a remedy.

@@ -79,10 +79,13 @@ func Main(args []string, stdout, stderr io.Writer) int {
 			o.SharedDir = "/"
 		}
 	}
-	if err := o.Validate(); err != nil {
+	if err := validate(o); err != nil {
 		return fail(exitUsage, err)
 	}
 	if !o.PrintPlan && !o.Check {
+		if err := inherited(o); err != nil {
+			return fail(exitError, err)
+		}
 		closeStray(o.FD, o.ReportFD, o.ReadyFD, o.StatsFD)
 	}
 	if err := run(o, stdout); err != nil {
@@ -93,6 +96,18 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		return fail(exitError, err)
 	}
 	return exitOK
+}
+
+// validate is what can be told of options without a look at the system.
+func validate(o config.Options) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	if err := sandbox.CheckModCaps(o.ModCaps); err != nil {
+		return err
+	}
+	_, err := fsConfig(o, 0, nil)
+	return err
 }
 
 // statusError is the exit status of a child which has said itself what was wrong.
@@ -127,9 +142,6 @@ func run(o config.Options, stdout io.Writer) error {
 	if o.PrintPlan {
 		return show(plan, o.JSON, stdout)
 	}
-	if _, err := fsConfig(o, 0, nil); err != nil {
-		return err
-	}
 
 	log := newLog(o)
 	tell, err := newReadiness(o)
@@ -141,11 +153,7 @@ func run(o config.Options, stdout io.Writer) error {
 	}
 	var files []*os.File // for the child, behind the listener
 	if o.StatsFD >= 0 {
-		f, err := writable("--stats-fd", o.StatsFD)
-		if err != nil {
-			return err
-		}
-		files = append(files, f)
+		files = append(files, adopt("--stats-fd", o.StatsFD))
 	}
 	// From here on there are files to remove: signals are no longer the end.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)

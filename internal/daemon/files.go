@@ -48,7 +48,7 @@ func newPidFile(socket string) (*pidFile, error) {
 	for {
 		f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
-			return nil, fmt.Errorf("create the pid file: %w", err)
+			return nil, fmt.Errorf("create the pid file: %w; choose a --socket-path in a folder that this user may write to, such as $XDG_RUNTIME_DIR", err)
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
@@ -95,12 +95,9 @@ func toRemove(socket string) sandbox.Caps {
 
 // writeReport writes what the sandbox reached to a descriptor, and closes it.
 func writeReport(fd int, s *sandbox.State) error {
-	f := os.NewFile(uintptr(fd), "report")
-	if f == nil {
-		return fmt.Errorf("--report-fd=%d: the descriptor is not open; open it for writing", fd)
-	}
+	f := os.NewFile(uintptr(fd), "--report-fd")
 	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Close()); err != nil {
-		return fmt.Errorf("--report-fd=%d: %w; open it for writing", fd, clean(err))
+		return fmt.Errorf("--report-fd=%d: %w; keep its reader alive until the daemon is ready", fd, clean(err))
 	}
 	return nil
 }

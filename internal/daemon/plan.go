@@ -54,11 +54,8 @@ func fsConfig(o config.Options, limit uint64, log *slog.Logger) (passthrough.Con
 			return c, fmt.Errorf("--translate-gid: %w", err)
 		}
 	}
-	if limit > 0 && limit < minFiles {
-		return c, fmt.Errorf("the limit of open files is %d: fewer than %d do not suffice; raise it (ulimit -n, LimitNOFILE=)", limit, minFiles)
+	if limit > 0 && limit < config.MinFiles {
+		return c, fmt.Errorf("the limit of open files is %d: fewer than %d do not suffice; raise it (ulimit -n, LimitNOFILE=)", limit, config.MinFiles)
 	}
 	return c, nil
 }
-
-// minFiles is the least limit of open files to start with: the queues' and the memory's descriptors, and some for the guest.
-const minFiles = 512

@@ -39,10 +39,7 @@ type readiness struct {
 func newReadiness(o config.Options) (*readiness, error) {
 	r := &readiness{}
 	if o.ReadyFD >= 0 {
-		var err error
-		if r.fd, err = writable("--ready-fd", o.ReadyFD); err != nil {
-			return nil, err
-		}
+		r.fd = adopt("--ready-fd", o.ReadyFD)
 	}
 	if path := os.Getenv("NOTIFY_SOCKET"); path != "" {
 		os.Unsetenv("NOTIFY_SOCKET") // none of the serving process's business
@@ -63,7 +60,7 @@ func (r *readiness) ready() error {
 	}
 	_, err := r.fd.WriteString("READY=1\n")
 	if err = errors.Join(err, r.fd.Close()); err != nil {
-		return fmt.Errorf("--ready-fd: %w; open it for writing", clean(err))
+		return fmt.Errorf("--ready-fd: %w; keep its reader alive until the daemon is ready", clean(err))
 	}
 	return nil
 }
@@ -76,12 +73,29 @@ func (r *readiness) send(state string) {
 	}
 }
 
-// writable takes over a descriptor that the launcher passed for writing. No child gets it but by name.
-func writable(option string, fd int) (*os.File, error) {
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	if err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY {
-		return nil, fmt.Errorf("%s=%d: the descriptor is not open for writing; open it so", option, fd)
+// inherited checks the descriptors that options name: they are the launcher's and not by chance our own, which are closed on exec, and those to
+// write to can be.
+func inherited(o config.Options) error {
+	for _, d := range []struct {
+		option string
+		fd     int
+	}{{"--fd", o.FD}, {"--ready-fd", o.ReadyFD}, {"--report-fd", o.ReportFD}, {"--stats-fd", o.StatsFD}} {
+		if d.fd < 0 {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 {
+			return fmt.Errorf("%s=%d: the launcher has passed no such descriptor; correct the number, or have it stay open across exec", d.option, d.fd)
+		}
+		if flags, err = unix.FcntlInt(uintptr(d.fd), unix.F_GETFL, 0); d.option != "--fd" && (err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY) {
+			return fmt.Errorf("%s=%d: the descriptor is not open for writing; pass it open for that", d.option, d.fd)
+		}
 	}
+	return nil
+}
+
+// adopt takes over a descriptor that the launcher passed. No child gets it but by name.
+func adopt(option string, fd int) *os.File {
 	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), option), nil
+	return os.NewFile(uintptr(fd), option)
 }

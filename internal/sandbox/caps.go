@@ -32,6 +32,12 @@ func (s Caps) String() string {
 // needed are the capabilities that serving takes: to act as any owner on the share, and to take on a caller's ids.
 const needed = Caps(1<<Chown | 1<<DacOverride | 1<<Fowner | 1<<Fsetid | 1<<Setgid | 1<<Setuid | 1<<Mknod | 1<<Setfcap)
 
+// CheckModCaps is what is wrong with the list of --modcaps.
+func CheckModCaps(list string) error {
+	_, err := modify(0, list)
+	return err
+}
+
 // modify applies a list such as "+sys_admin:-mknod" to a set, in the grammar of --modcaps.
 func modify(s Caps, list string) (Caps, error) {
 	if list == "" {
@@ -39,7 +45,7 @@ func modify(s Caps, list string) (Caps, error) {
 	}
 	for _, w := range strings.Split(list, ":") {
 		if len(w) < 2 || (w[0] != '+' && w[0] != '-') {
-			return s, fmt.Errorf("--modcaps: %q is neither +CAPABILITY nor -CAPABILITY", w)
+			return s, fmt.Errorf("--modcaps: %q is neither +CAPABILITY nor -CAPABILITY, as in +sys_admin:-mknod", w)
 		}
 		name := strings.ToLower(w[1:])
 		if !strings.HasPrefix(name, "cap_") {
@@ -47,7 +53,7 @@ func modify(s Caps, list string) (Caps, error) {
 		}
 		v, err := cap.FromName(name)
 		if err != nil {
-			return s, fmt.Errorf("--modcaps: %q is no capability", w[1:])
+			return s, fmt.Errorf("--modcaps: %q is no capability; see capabilities(7)", w[1:])
 		}
 		if w[0] == '+' {
 			s |= 1 << v

@@ -51,7 +51,7 @@ func remedy(op Op, err error) string {
 		return "; see --uid-map and --gid-map"
 	case op == OpProc && errors.Is(err, unix.EPERM):
 		return "; the caller's sandbox forbids mounts: use --sandbox=chroot or none without CAP_SYS_ADMIN"
-	case op == OpAttach && errors.Is(err, unix.EACCES), op == OpShare && errors.Is(err, unix.EACCES), op == OpChroot && errors.Is(err, unix.EACCES):
+	case op == OpAttach && errors.Is(err, unix.EACCES), op == OpPivot && errors.Is(err, unix.EACCES), op == OpShare && errors.Is(err, unix.EACCES), op == OpChroot && errors.Is(err, unix.EACCES):
 		return "; the user that the daemon works as may not enter the directory: map its owner, or open its mode"
 	case op == OpPivot && errors.Is(err, unix.EINVAL):
 		return "; the current root is an initramfs: use --sandbox=chroot"

@@ -309,7 +309,11 @@ func refusal(f Facts) string {
 const mapGroups = "map a range of group ids by newgidmap and leave setgroups allowed"
 
 func errManyGroups(m idmap.Map) error {
-	return fmt.Errorf("--no-fail-setgroups is honoured only where one group id is mapped, and %d are: a process with several ids must drop its groups; leave the option out, and %s", m.Ids(), mapGroups)
+	many := fmt.Sprint(m.Ids())
+	if m.Ids() == 1<<32-1 {
+		many = "all"
+	}
+	return fmt.Errorf("--no-fail-setgroups is honoured only where one group id is mapped, and %s are: a process with several ids must drop its groups; leave the option out, and %s", many, mapGroups)
 }
 
 // groups is the rule in the user namespace of the caller: dropping is due; where the kernel will refuse, only a caller with a single

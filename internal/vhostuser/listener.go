@@ -117,22 +117,17 @@ func lookupGroup(group string) (int, error) {
 	}
 	g, err := user.LookupGroup(group)
 	if err != nil {
-		return 0, fmt.Errorf("socket group %s: there is no such group", shown(group))
+		return 0, fmt.Errorf("socket group %s: there is no such group; make it, or correct --socket-group", shown(group))
 	}
 	return strconv.Atoi(g.Gid)
 }
 
 // ListenFD takes over a descriptor that must be a listening Unix stream socket.
 func ListenFD(fd int) (*Listener, error) {
-	l, err := Adopt(fd)
-	if err != nil {
-		return nil, err
-	}
 	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-		l.Close()
 		return nil, fmt.Errorf("descriptor %d is not a listening socket; pass one on which listen(2) was called", fd)
 	}
-	return l, nil
+	return Adopt(fd)
 }
 
 // Adopt takes over a descriptor of a Unix stream socket on which somebody will have called listen(2) when a front-end is accepted.
@@ -151,7 +146,7 @@ func Adopt(fd int) (*Listener, error) {
 	if !ok {
 		l.Close()
 		f.Close()
-		return nil, fmt.Errorf("descriptor %d is no Unix socket", fd)
+		return nil, fmt.Errorf("descriptor %d is no Unix socket; pass one", fd)
 	}
 	ul.SetUnlinkOnClose(false)
 	return &Listener{l: ul, file: f, fd: fd}, nil
