@@ -45,6 +45,9 @@ func (c *changes) looking() uint64 {
 
 func (c *changes) now() uint64 { return c.word.Load() >> 1 }
 
+// watched reports whether somebody has looked since the last change.
+func (c *changes) watched() bool { return c.word.Load()&1 != 0 }
+
 // Changing implements fuse.Thread. It is called before and after a change.
 func (t *thread) Changing() {
 	if w := t.fs.changes.word.Load(); w&1 != 0 {
@@ -170,8 +173,8 @@ func (f *foresight) ahead() int {
 	return max(min(int(f.taken.Load()), len(f.sights))-f.read, 0)
 }
 
-// seen is what was seen of the next entry, or nil: then it is the caller's to look at. fd is the directory.
-func (f *foresight) seen(fs *FS, fd int) *unix.Statx_t {
+// seen is what was seen of the next entry, or nil: then it is the caller's to look at. fd is the directory, p.
+func (f *foresight) seen(fs *FS, p *inode, fd int) *sight {
 	if f.preview == nil {
 		return nil
 	}
@@ -190,11 +193,11 @@ func (f *foresight) seen(fs *FS, fd int) *unix.Statx_t {
 			sys.Relax()
 		}
 	}
-	if s.st.Mask == 0 || s.changes != fs.changes.now() || f.asked-s.when > aheadLife {
+	if s.st.Mask == 0 || s.changes != fs.changes.now() || f.asked-s.when > aheadLife || p.toldSince(s.when) {
 		return nil
 	}
 	f.told++
-	return &s.st
+	return s
 }
 
 // Ahead implements fuse.Thread.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -201,6 +202,110 @@ func TestAheadIsNeverBehind(t *testing.T) {
 				assert.Equal(t, there, found)
 			})
 		}
+	}
+}
+
+// What a guest has learnt by a request of its own is not taken back by a list that was looked at before: nothing but the host has changed
+// anything. It is a matter of aheadLife, so it is tried some times.
+func TestAheadTakesNothingBack(t *testing.T) {
+	rewrite := func(g *guest, name string) {
+		require.NoError(g.t, os.WriteFile(g.dir+"/"+name, []byte("more than it was"), 0o644))
+	}
+	replace := func(g *guest, name string) {
+		require.NoError(g.t, os.WriteFile(g.dir+"/new", []byte("new"), 0o644))
+		require.NoError(g.t, os.Rename(g.dir+"/new", g.dir+"/"+name))
+	}
+	for name, c := range map[string]struct {
+		cfg    Config
+		change func(g *guest, name string)
+		learn  func(g *guest, name string, n uint64) // by which the guest knows what there is now
+	}{
+		"LOOKUP":                        {Config{}, rewrite, func(g *guest, name string, _ uint64) { g.mustLookup(root, name) }},
+		"LOOKUP finds another":          {Config{}, replace, func(g *guest, name string, _ uint64) { g.mustLookup(root, name) }},
+		"LOOKUP finds another, handles": {Config{InodeFileHandles: HandlesMandatory}, replace, func(g *guest, name string, _ uint64) { g.mustLookup(root, name) }},
+		"LOOKUP finds nothing": {Config{}, func(g *guest, name string) { require.NoError(g.t, os.Remove(g.dir+"/"+name)) }, func(g *guest, name string, _ uint64) {
+			_, e := g.lookup(root, name)
+			require.Equal(g.t, unix.ENOENT, e)
+		}},
+		"GETATTR": {Config{}, rewrite, func(g *guest, _ string, n uint64) {
+			out, e := g.getattr(n)
+			require.Zero(g.t, e)
+			require.EqualValues(g.t, 16, out.Size)
+		}},
+		"STATX": {Config{}, rewrite, func(g *guest, _ string, n uint64) {
+			out, e := want[fuseabi.StatxOut](g, fuseabi.OpStatx, n, &fuseabi.StatxIn{SxMask: unix.STATX_BASIC_STATS}, nil)
+			require.Zero(g.t, e)
+			require.EqualValues(g.t, 16, out.Size)
+		}},
+		"the number is used again": {Config{}, func(g *guest, name string) {
+			require.NoError(g.t, os.Remove(g.dir+"/"+name))
+			require.NoError(g.t, os.WriteFile(g.dir+"/other", []byte("another file altogether"), 0o600))
+		}, func(g *guest, _ string, _ uint64) {
+			n := g.mustLookup(root, "other")
+			for range 2 { // the second opens its descriptor
+				_, e := g.getattr(n)
+				require.Zero(g.t, e)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := mount(t, populated(t), c.cfg)
+			g.w.busy = true
+			by := g.another() // who lists does nothing else meanwhile, or would not look ahead
+			for range 20 {
+				fh, first, victim := g.between()
+				n := by.mustLookup(root, victim)
+				g.foresee()
+				c.change(by, victim)
+				c.learn(by, victim, n)
+				second, e := g.readdirAt(root, fh, first[len(first)-1].dirent.Off, true, 4096)
+				require.Zero(t, e)
+				var st unix.Stat_t
+				there := unix.Lstat(g.dir+"/"+victim, &st) == nil
+				for _, en := range second {
+					if en.name == victim {
+						require.True(t, there, "it is gone")
+						require.Equal(t, st.Ino, en.attr.Ino)
+						require.EqualValues(t, st.Size, en.attr.Size)
+					}
+				}
+				require.Zero(t, g.releasedir(root, fh))
+			}
+		})
+	}
+}
+
+// between has the guest read the first part of the root, with nothing looked at ahead, and returns a name of the next part.
+func (g *guest) between() (fh uint64, first []entry, victim string) {
+	g.t.Helper()
+	fh, e := g.opendir(root)
+	require.Zero(g.t, e)
+	f := g.fs.files.get(fh)
+	defer f.put()
+	f.dir.slow = -files
+	first, e = g.readdirAt(root, fh, 0, true, 4096)
+	require.Zero(g.t, e)
+	for b := f.dir.buf; victim == "" || victim[0] != 'f'; b = b[reclen(b):] {
+		victim = unix.ByteSliceToString(b[19:])
+	}
+	return fh, first, victim
+}
+
+// A file that is replaced between look and telling has a handle of its own, not its successor's.
+func TestHandleIsOfWhatWasSeen(t *testing.T) {
+	g := mount(t, populated(t), Config{InodeFileHandles: HandlesMandatory})
+	g.w.busy = true
+	for range 20 {
+		fh, first, victim := g.between()
+		g.foresee()
+		require.NoError(t, os.WriteFile(g.dir+"/new", []byte("new"), 0o644))
+		require.NoError(t, os.Rename(g.dir+"/"+victim, g.dir+"/moved"))
+		require.NoError(t, os.Rename(g.dir+"/new", g.dir+"/"+victim))
+		second, e := g.readdirAt(root, fh, first[len(first)-1].dirent.Off, true, 4096)
+		require.Zero(t, e)
+		assert.True(t, slices.ContainsFunc(second, func(en entry) bool { return en.name == victim }), "it is another, but is there")
+		_, e = g.getattr(g.mustLookup(root, "moved"))
+		require.Zero(t, e)
 	}
 }
 

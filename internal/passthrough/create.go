@@ -184,7 +184,7 @@ func (t *thread) create(c *fuse.Caller, p *inode, pfd int, in *fuseabi.CreateIn,
 	flags := t.fs.openFlags(in.Flags)&^(unix.O_NOATIME|unix.O_TRUNC) | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
 	fd, e := sys.Openat(pfd, name.Ptr(), flags, in.Mode&07777)
 	t.restore()
-	if (e == unix.EMFILE || e == unix.ENFILE) && t.fs.fds.relieve() {
+	if (e == unix.EMFILE || e == unix.ENFILE) && t.relieve() {
 		return t.create(c, p, pfd, in, name, out)
 	}
 	if e != 0 {

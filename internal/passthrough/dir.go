@@ -115,7 +115,7 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 			d.drop()
 		}
 	}()
-	if off := int64(in.Offset); off != d.next || off == 0 {
+	if off := int64(in.Offset); off != d.next || off <= 0 {
 		if _, e := sys.Lseek(f.fd, off, unix.SEEK_SET); e != 0 {
 			return 0, e
 		}
@@ -192,11 +192,12 @@ func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, stream *dirStre
 		v := fuseabi.View[fuseabi.Direntplus](out)
 		d = &v.Dirent
 		if !dots(name[:end]) {
-			var e unix.Errno
-			if seen := stream.seen(t.fs, pfd); seen != nil {
-				t.st = *seen
-				e = t.known(p, pfd, name[:end+1], &v.EntryOut)
-			} else {
+			e := unix.ESTALE
+			if seen := stream.seen(t.fs, p, pfd); seen != nil {
+				t.st = seen.st
+				e = t.known(p, pfd, name[:end+1], seen.when, &v.EntryOut)
+			}
+			if e == unix.ESTALE { // nothing was seen, or it is old
 				e = t.lookup(p, pfd, name[:end+1], &v.EntryOut)
 			}
 			switch e {

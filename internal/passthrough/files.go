@@ -17,20 +17,13 @@ type file struct {
 
 // put ends a use.
 func (f *file) put() {
-	if fd := f.leave(); fd >= 0 {
-		sys.Close(fd)
-	}
-}
-
-// leave is put, but for a descriptor that is to be closed, which it returns; else -1.
-func (f *file) leave() int {
 	if f.state.Add(-1) > 0 {
-		return -1
+		return
 	}
 	if f.dir != nil {
 		f.dir.drop()
 	}
-	return f.fd
+	sys.Close(f.fd)
 }
 
 // fileTable knows open files by the number that the guest was given. Numbers are never used twice.

@@ -3,6 +3,7 @@ package passthrough
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,29 @@ type inode struct {
 	parent *inode // nil for the root and files without a name that is known
 	name   []byte // with NUL
 	handle *sys.ExportHandle
-	mount  int // descriptor for handle
+	mount  int32 // descriptor for handle
+
+	told atomic.Uint32 // when the guest was told of the file, or of a name in it, by a look of its own; 0: never, or before others look ahead
+}
+
+// tell notes that the guest is told of what was seen at that time, and reports whether that is news: whether it was told of nothing that was
+// seen later, or in the same microsecond.
+func (n *inode) tell(when time.Duration) bool {
+	for at := max(uint32(when/time.Microsecond), 1); ; {
+		told := n.told.Load()
+		if told != 0 && int32(at-told) <= 0 { // the clock may have gone round: it is looked again then
+			return false
+		}
+		if n.told.CompareAndSwap(told, at) {
+			return true
+		}
+	}
+}
+
+// toldSince reports whether the guest was told of anything that was seen after that time.
+func (n *inode) toldSince(when time.Duration) bool {
+	told := n.told.Load()
+	return told != 0 && int32(uint32(when/time.Microsecond)-told) <= 0
 }
 
 func (n *inode) isDir() bool { return n.typ == unix.S_IFDIR }

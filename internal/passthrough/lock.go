@@ -151,6 +151,7 @@ func (t *thread) flock(c *fuse.Caller, f *file, in *fuseabi.LkIn, wait bool, out
 	}
 	e := again(func() unix.Errno { return sys.Flock(f.fd, how|unix.LOCK_NB) })
 	if e == unix.EAGAIN && wait {
+		t.closeAll() // it may be for days
 		e = t.fs.waits.wait(c.Unique, func() unix.Errno { return sys.Flock(f.fd, how) })
 	}
 	return e
@@ -192,6 +193,7 @@ func (t *thread) setlk(c *fuse.Caller, f *file, in *fuseabi.LkIn, wait bool) uni
 		e = unix.EAGAIN
 	}
 	if e == unix.EAGAIN && wait {
+		t.closeAll()
 		lk := t.lk
 		e = t.fs.waits.wait(c.Unique, func() unix.Errno { return sys.FcntlFlock(o.fd, unix.F_OFD_SETLKW, &lk) })
 	}

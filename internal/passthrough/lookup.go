@@ -2,6 +2,7 @@ package passthrough
 
 import (
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,11 +40,20 @@ func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) un
 	} else {
 		e = t.lookupOpen(p, fd, name, out)
 	}
+	t.tells(p)
 	t.put(p)
 	if e == 0 {
 		w.found = out.NodeId
 	}
 	return e
+}
+
+// tells notes that the guest is about to be told of an inode, or of a name in it, by what was seen just now: READDIRPLUS does not tell it what
+// was seen before. Where nobody looks ahead that costs nothing.
+func (t *thread) tells(n *inode) {
+	if t.fs.changes.watched() {
+		n.tell(sys.Clock())
+	}
 }
 
 // lookupOpen is lookup of what will be gone into next, most probably: it is opened at once, where lookup would look at it, and whoever comes
@@ -58,7 +68,7 @@ func (t *thread) lookupOpen(p *inode, pfd int, name []byte, out *fuseabi.EntryOu
 		return t.lookup(p, pfd, name, out)
 	}
 	if e = sys.FStatx(fd, identityMask, &t.st); e == 0 {
-		e = t.known(p, pfd, name, out)
+		e = t.known(p, pfd, name, 0, out)
 	}
 	if e == 0 { // the guest may have forgotten it already, and its number mean another file
 		if n, have := t.fs.nodes.get(out.NodeId); n != nil {
@@ -80,13 +90,18 @@ func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) u
 	if e := sys.Statx(pfd, &name[0], unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st); e != 0 {
 		return e
 	}
-	return t.known(p, pfd, name, out)
+	return t.known(p, pfd, name, 0, out)
 }
 
-// known is lookup of a name whose attributes are in t.st.
-func (t *thread) known(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
+// known is lookup of a name whose attributes are in t.st, seen at that time, or just now if that is 0. It fails with ESTALE where something has
+// come to pass since.
+func (t *thread) known(p *inode, pfd int, name []byte, when time.Duration, out *fuseabi.EntryOut) unix.Errno {
 	id := identify(&t.st)
 	n := t.fs.nodes.find(id)
+	if n != nil && when != 0 && !n.tell(when) {
+		t.Forget(n.id, 1)
+		return unix.ESTALE
+	}
 	if n == nil {
 		n = &inode{identity: id, parent: p, name: slices.Clone(name)}
 		if t.fs.cfg.InodeFileHandles == HandlesMandatory {
@@ -103,6 +118,11 @@ func (t *thread) known(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) un
 		}
 	} else if n.state.Load()&fdMask == 0 || n.nameless.Load() {
 		n.rename(p, name)
+	}
+	if when == 0 {
+		t.tells(n)
+	} else {
+		n.tell(when)
 	}
 	t.entry(n, p, out)
 	return 0
@@ -146,6 +166,13 @@ func (fs *FS) mandatoryHandle(n *inode, pfd int) unix.Errno {
 		return e
 	}
 	defer sys.Close(fd)
+	var st unix.Statx_t
+	if e := sys.FStatx(fd, identityMask, &st); e != 0 {
+		return e
+	}
+	if identify(&st) != n.identity { // replaced since it was looked at
+		return unix.ESTALE
+	}
 	if n.handle, n.mount = fs.handleOf(n.mnt, fd, n.isDir() || n.isReg()); n.handle == nil {
 		return unix.EOPNOTSUPP
 	}
@@ -161,6 +188,9 @@ func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno
 		if f := t.fs.files.get(in.Fh()); f != nil {
 			e := t.statFD(f.fd, out)
 			f.put()
+			if n := t.fs.nodes.slots.get(in.NodeId); n != nil {
+				t.tells(n)
+			}
 			return e
 		}
 	}
@@ -168,6 +198,7 @@ func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno
 	if n != nil && fd < 0 && t.glance(n, 0) {
 		t.attr(&out.Attr)
 		t.setTTL(&out.AttrValid, &out.AttrValidNsec)
+		t.tells(n)
 		t.put(n)
 		return 0
 	}
@@ -176,6 +207,7 @@ func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno
 		return e
 	}
 	e = t.statFD(fd, out)
+	t.tells(n)
 	t.put(n)
 	return e
 }
@@ -229,6 +261,9 @@ func (t *thread) Statx(in *fuseabi.StatxIn, out *fuseabi.StatxOut) unix.Errno {
 		if e := sys.Statx(fd, empty, flags|unix.AT_EMPTY_PATH, in.SxMask&mask|unix.STATX_BASIC_STATS, &t.st); e != 0 {
 			return e
 		}
+	}
+	if n := t.fs.nodes.slots.get(in.NodeId); n != nil {
+		t.tells(n)
 	}
 	out.FromStatx(&t.st)
 	out.Mask &= mask

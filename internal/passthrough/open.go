@@ -96,7 +96,7 @@ func (t *thread) open(n *inode, fd int, flags, openFlags uint32, out *fuseabi.Op
 // openReal opens the file behind an O_PATH descriptor. When descriptors run out, cold ones make room.
 func (t *thread) openReal(fd, flags int) (int, unix.Errno) {
 	real, e := sys.Openat(t.fs.proc, t.fdPath(fd), flags, 0)
-	if (e == unix.EMFILE || e == unix.ENFILE) && t.fs.fds.relieve() {
+	if (e == unix.EMFILE || e == unix.ENFILE) && t.relieve() {
 		real, e = sys.Openat(t.fs.proc, t.fdPath(fd), flags, 0)
 	}
 	return real, e
@@ -242,11 +242,7 @@ func (t *thread) Release(in *fuseabi.ReleaseIn, dir bool) unix.Errno {
 		return unix.EBADF
 	}
 	t.fs.releaseLocks(in.Fh)
-	if t.fs.cfg.Flock || t.fs.cfg.PosixLock { // somebody may wait for a lock to be given up
-		f.put()
-	} else {
-		t.closeLater(f.leave())
-	}
+	f.put() // at once: the guest's close(2) waits for this, and then the file can be run, and its locks are gone
 	return 0
 }
 

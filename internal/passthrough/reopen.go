@@ -103,7 +103,7 @@ func (fs *FS) reopenFound(n *inode, depth int) (int, unix.Errno) {
 	var e unix.Errno
 	switch {
 	case handle != nil:
-		fd, e = sys.OpenByHandle(mount, handle, unix.O_PATH|unix.O_NOFOLLOW)
+		fd, e = sys.OpenByHandle(int(mount), handle, unix.O_PATH|unix.O_NOFOLLOW)
 	case parent != nil && depth < maxDepth:
 		pfd, spare := parent.use(), -1
 		switch {
@@ -196,7 +196,7 @@ func (fs *FS) keepable(n *inode) bool {
 }
 
 // handleOf makes an export handle of a descriptor, and finds the mount to open it at.
-func (fs *FS) handleOf(mnt uint64, fd int, openable bool) (*sys.ExportHandle, int) {
+func (fs *FS) handleOf(mnt uint64, fd int, openable bool) (*sys.ExportHandle, int32) {
 	fs.mounts.RLock()
 	mfd, ok := fs.mounts.fd[mnt]
 	count := len(fs.mounts.fd)
@@ -224,5 +224,5 @@ func (fs *FS) handleOf(mnt uint64, fd int, openable bool) (*sys.ExportHandle, in
 	if sys.NameToHandle(fd, nil, h, &mount) != 0 {
 		return nil, -1
 	}
-	return h, mfd
+	return h, int32(mfd)
 }

@@ -56,8 +56,7 @@ func (t *thread) Abort() { t.restore() }
 // Close implements fuse.Thread.
 func (t *thread) Close() {
 	t.restore()
-	for t.Tidy() {
-	}
+	t.closeAll()
 }
 
 // mostClosing is how many descriptors a thread keeps to be closed later.
@@ -75,6 +74,17 @@ func (t *thread) closeLater(fd int) {
 		t.unneeded++
 	}
 }
+
+// closeAll closes what was to be closed later, and reports whether there was anything.
+func (t *thread) closeAll() bool {
+	some := t.unneeded > 0
+	for t.Tidy() {
+	}
+	return some
+}
+
+// relieve makes room for a descriptor where there are no more, and reports whether it did.
+func (t *thread) relieve() bool { return t.closeAll() || t.fs.fds.relieve() }
 
 // Tidy implements fuse.Thread.
 func (t *thread) Tidy() (more bool) {

@@ -137,7 +137,18 @@ func (d *device) shutdown() error {
 	if stuck != nil {
 		return stuck
 	}
-	d.workers.Wait()
+	ended := make(chan struct{})
+	go func() { d.workers.Wait(); close(ended) }()
+	for waits := true; waits; {
+		select {
+		case <-ended:
+			waits = false
+		case <-time.After(drainPatience): // one is stuck outside of requests, in what they left
+			if err := giveUp(); err != nil {
+				return err
+			}
+		}
+	}
 	d.backend.Reset()
 	for _, q := range d.queues {
 		q.closeFDs()

@@ -202,6 +202,50 @@ func TestEndsWhileARequestIsStuck(t *testing.T) {
 	}
 }
 
+// Nor does it wait for ever for a worker that is stuck outside of requests, in what they left: a descriptor that takes long to be closed.
+func TestEndsWhileAWorkerIsStuckBetweenRequests(t *testing.T) {
+	e := &echo{block: make(chan struct{}), stuck: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	p := d.start(t, opBlock)
+	d.Request(0).Publish()
+	require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+	d.quick(t, 1) // by another, who leads from now on: the first will be one too many
+	time.Sleep(100 * time.Millisecond)
+	e.stick.Store(true)
+	close(e.block)
+	_, err := d.fuse.Finish(p)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return e.blocked.Load() == 2 }, time.Second, time.Millisecond)
+	d.quick(t, 1)
+	began := time.Now()
+	d.stop()
+	assert.ErrorIs(t, d.end(t), vhostuser.ErrStuck)
+	assert.Less(t, time.Since(began), 1500*time.Millisecond)
+	assert.Zero(t, e.resets.Load())
+	close(e.stuck)
+}
+
+// A leader that is stuck there holds nobody up.
+func TestServedWhileLeaderIsStuckBetweenRequests(t *testing.T) {
+	for _, poll := range []time.Duration{0, time.Millisecond} {
+		for on := range 2 {
+			e := &echo{stuck: make(chan struct{})}
+			d := serve(t, e, vhostuser.Config{Poll: poll}, fe.Config{})
+			e.stick.Store(true)
+			d.quick(t, on)
+			require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+			for range 5 {
+				for q := range 2 {
+					began := time.Now()
+					d.quick(t, q)
+					assert.Less(t, time.Since(began), time.Second)
+				}
+			}
+			close(e.stuck)
+		}
+	}
+}
+
 func TestFrontEndLeavesWhileItsRingDrains(t *testing.T) {
 	e := &echo{block: make(chan struct{})}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{})

@@ -39,6 +39,16 @@ func (d *device) mindAgain(t *testing.T) {
 	require.Fail(t, "nobody minds the high-priority queue")
 }
 
+// What a request of the high-priority queue leaves (the blocks of a removed file, after FORGET) is done by who minds that before he sleeps, too.
+func TestMinderIsIdleBeforeItSleeps(t *testing.T) {
+	e := &echo{}
+	d := minded(t, e)
+	for range 5 {
+		d.mindAgain(t) // its last request is one that the minder serves
+		assert.Eventually(t, func() bool { return e.untidy.Load() == 0 }, time.Second, time.Millisecond)
+	}
+}
+
 func TestLeaderThatPollsMindsTheHighPriorityQueue(t *testing.T) {
 	d := minded(t, &echo{})
 	h := d.Queues[0]

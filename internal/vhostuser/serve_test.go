@@ -32,7 +32,9 @@ type echo struct {
 	late                                atomic.Int32  // of the threads that called it, those whose sleeps may end late
 	sleep                               time.Duration // how long opSleep takes
 	untidy                              atomic.Int32  // handlers that have served since they were idle
-	ahead, aheads                       atomic.Int32  // how many more times there is something to do ahead; how many times it was asked
+	stick                               atomic.Bool   // the next to be idle waits until stuck is closed, which counts as blocked
+	stuck                               chan struct{}
+	ahead, aheads                       atomic.Int32 // how many more times there is something to do ahead; how many times it was asked
 }
 
 const (
@@ -98,6 +100,10 @@ func (h *echoHandler) Idle() bool {
 	if h.served {
 		h.served = false
 		h.e.untidy.Add(-1)
+	}
+	if h.e.stick.CompareAndSwap(true, false) {
+		h.e.blocked.Add(1)
+		<-h.e.stuck
 	}
 	h.e.aheads.Add(1)
 	return h.e.ahead.Add(-1) >= 0

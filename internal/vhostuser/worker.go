@@ -391,7 +391,7 @@ func (w *worker) idle() bool {
 		more = w.idler.Idle()
 		q.mu.Lock()
 		w.back()
-		w.deputize()
+		more = w.deputize() || more // which may leave something as well
 		if w.unfit || q.leader != w || !q.running() {
 			return true
 		}
@@ -445,8 +445,11 @@ func (w *worker) rest() {
 				q.hit()
 				return
 			}
-			if deputized { // the wait begins anew
+			if deputized { // what that left is done, and the wait begins anew
 				q.hit()
+				if w.idle() {
+					return
+				}
 				began = time.Now()
 				end, last = began.Add(q.poll), began
 				continue
