@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -73,7 +74,7 @@ func run(ctx context.Context, args []string) int {
 	a := &app{}
 	root := a.command()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var usage usageError
 	var status exitStatus
 	switch {
@@ -84,7 +85,11 @@ func run(ctx context.Context, args []string) int {
 	case errors.Is(err, errNotExpected):
 		return exitNot
 	case errors.As(err, &usage), !a.ran:
-		fmt.Fprintf(os.Stderr, "vfsmatrix: %v; see vfsmatrix --help\n", err)
+		remedy := ""
+		if !strings.Contains(err.Error(), "; ") {
+			remedy = "; see " + cmd.CommandPath() + " --help"
+		}
+		fmt.Fprintf(os.Stderr, "vfsmatrix: %v%s\n", err, remedy)
 		return exitUsage
 	}
 	fmt.Fprintf(os.Stderr, "vfsmatrix: %v\n", err)
