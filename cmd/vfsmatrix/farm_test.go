@@ -70,6 +70,21 @@ func TestJoinShards(t *testing.T) {
 	assert.ErrorIs(t, join(filepath.Join(t.TempDir(), "z"), []string{a, b}), result.ErrBroken, "a run that was cut off is no shard")
 }
 
+func TestARunThatJudgedNothingIsNoSuccess(t *testing.T) {
+	skipped := func(words ...result.SkipWord) (s result.Stored) {
+		for _, w := range words {
+			s.Records = append(s.Records, result.Record{CellID: result.CellID{Scenario: "a-x", Impl: "c", Kernel: "6.12"}, Verdict: result.Skip, Skip: w, Because: "no QEMU; remedy: install it"})
+		}
+		return s
+	}
+	s := skipped(result.SkipInexpressible, result.SkipNeed)
+	assert.EqualError(t, summary(&s), "nothing could be judged: every cell was skipped, such as a-x/c/6.12: no QEMU; remedy: install it")
+	s.Records = append(s.Records, result.Record{Verdict: result.Pass})
+	assert.NoError(t, summary(&s), "something was")
+	s = skipped(result.SkipInexpressible)
+	assert.NoError(t, summary(&s), "a cell of a farm's own, of what no machine can run, is not red for ever")
+}
+
 func TestShardReadsItsArgument(t *testing.T) {
 	i, n, err := shard("2/5")
 	require.NoError(t, err)

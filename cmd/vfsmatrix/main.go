@@ -19,7 +19,7 @@ const (
 	exitOK       = 0
 	exitNot      = 1 // something is not as expected
 	exitUsage    = 2
-	exitHarness  = 3 // the harness or the machine failed: nothing is known
+	exitHarness  = 3 // the harness or the machine failed, or nothing could be judged
 	treeFlagHelp = "the tree with scenarios/ and bin/; default: the first one above the current directory or this program"
 )
 
@@ -57,7 +57,7 @@ func (a *app) command() *cobra.Command {
 		Long: `vfsmatrix boots guests on shares that virtio-fs daemons serve from inside their sandboxes, judges what it saw
 against written claims, and generates the documents from the records.
 
-Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or the machine failed.`,
+Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or the machine failed, or nothing could be judged.`,
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRun:  func(*cobra.Command, []string) { a.ran = true },

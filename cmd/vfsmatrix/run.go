@@ -230,13 +230,17 @@ func tell(out io.Writer, dir string, b *book) error {
 
 // summary is nil where all is as expected.
 func summary(s *result.Stored) error {
-	failed, errored := 0, 0
+	failed, errored, judged, lacks := 0, 0, false, ""
 	for _, r := range s.Records {
 		switch {
 		case r.Verdict == result.Error:
 			errored++
 		case r.Bad():
 			failed++
+		case r.Verdict != result.Skip:
+			judged = true
+		case r.Skip != result.SkipInexpressible && lacks == "": // which is so on every machine, and nothing to mend
+			lacks = fmt.Sprintf("%s: %s", r.CellID, r.Because)
 		}
 	}
 	switch {
@@ -244,6 +248,8 @@ func summary(s *result.Stored) error {
 		return errNotExpected
 	case errored > 0:
 		return fmt.Errorf("the harness or the machine failed at %d claims: see the list above", errored)
+	case !judged && lacks != "":
+		return fmt.Errorf("nothing could be judged: every cell was skipped, such as %s", lacks)
 	}
 	return nil
 }

@@ -188,6 +188,15 @@ func TestTableCountsAndListsSurprises(t *testing.T) {
 	assert.Contains(t, text, "\x1b[31m1 fail\x1b[0m")
 }
 
+func TestTableOfSkippedCellsSpeaksOfNoSurprises(t *testing.T) {
+	text := table(t, read(t, newWorld(t).store(t, func(_ result.CellID, _ *json.RawMessage, records []result.Record) {
+		for i := range records {
+			records[i].Verdict, records[i].Skip = result.Skip, result.SkipNeed
+		}
+	})), false)
+	assert.NotContains(t, text, "surprises")
+}
+
 func TestTableSaysThatARunIsBroken(t *testing.T) {
 	run := read(t, newWorld(t).store(t, nil))
 	run.End = nil

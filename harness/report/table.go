@@ -137,7 +137,7 @@ func surprises(b *strings.Builder, run *result.Stored, paint func(text.Color, st
 		bad = append(bad, r)
 	}
 	if len(bad) == 0 {
-		if len(run.Records) > 0 {
+		if slices.ContainsFunc(run.Records, func(r result.Record) bool { return r.Verdict != result.Skip }) {
 			b.WriteString("\nno surprises: all as the scenarios expect, or known\n")
 		}
 		return
