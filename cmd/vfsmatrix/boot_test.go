@@ -200,7 +200,7 @@ func TestBootRefuses(t *testing.T) {
 		{[]string{"--share", "../share", "--mode", "F"}, exitUsage, "is not A, B, C, D, E or a scenario"},
 		{[]string{"--share", "../share", "--mode", "A"}, exitHarness, "remedy: run as root"},
 		{[]string{"--share", "../share", "--mode", "C"}, exitHarness, "remedy: as root, usermod --add-subuids"},
-		{[]string{"--share", "../share", "--qemu", "no-such-qemu"}, exitHarness, "install the package qemu-system-x86"},
+		{[]string{"--share", "../share", "--qemu", "no-such-qemu"}, exitUsage, "name one that is there"},
 		{[]string{"--share", "../share", "--option=--nonsense"}, exitHarness, "--nonsense"},
 	} {
 		status, out, errs := b.run(t, "", append([]string{"bin/vfsmatrix", "boot"}, tc.args...)...)

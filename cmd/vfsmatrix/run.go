@@ -48,12 +48,37 @@ type runFlags struct {
 // defaultImpls are run without --impl.
 var defaultImpls = []string{"ours", "c"}
 
-// processors is how many cells run at a time where n were asked for.
-func processors(n int) int {
-	if n > 0 {
-		return n
+// testNeeds are needs that only tests have (internal/testenv): $MATRIX_MUST is for both.
+var testNeeds = []string{"apt", "bash", "chromium", "fuse", "gcc", "hugepages", "libvirt", "long", "loop", "mkfs", "podman", "strace", "subuid", "systemd", "tmpfile", "units"}
+
+// checkMust refuses words that are no need: a misspelt one would let cells be skipped that must not be.
+func (b *book) checkMust(must, impls []string) error {
+	words := append([]string{"all", "root", "setpriv"}, testNeeds...)
+	for _, s := range b.scenarios {
+		words = append(words, s.Needs...)
 	}
-	return runtime.NumCPU()
+	for _, i := range append(impl.Names(), impls...) {
+		name, _, _ := strings.Cut(i, "=")
+		words = append(words, name+"-daemon")
+	}
+	slices.Sort(words)
+	for _, w := range must {
+		if !slices.Contains(words, w) {
+			return usagef("--must %s is no need; it is one of %s", w, strings.Join(slices.Compact(words), ", "))
+		}
+	}
+	return nil
+}
+
+// processors is how many cells run at a time where --parallel asks for n.
+func processors(n int) (int, error) {
+	switch {
+	case n < 0:
+		return 0, usagef("--parallel %d is below 0", n)
+	case n == 0:
+		return runtime.NumCPU(), nil
+	}
+	return n, nil
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -83,6 +108,10 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if !slices.Contains([]string{"auto", "kvm", "tcg"}, f.accel) {
 		return usagef("--accel %q is not auto, kvm or tcg", f.accel)
 	}
+	parallel, err := processors(f.parallel)
+	if err != nil {
+		return err
+	}
 	b, err := a.book()
 	if err != nil {
 		return err
@@ -99,7 +128,13 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if err != nil {
 		return err
 	}
+	if err := b.checkMust(f.must, f.impls); err != nil {
+		return err
+	}
 	log := a.log()
+	if f.qemu, err = a.emulator(ctx, b.root, f.qemu); err != nil {
+		return err
+	}
 	impls, err := findImpls(ctx, b.root, f.impls, a)
 	if err != nil {
 		return err
@@ -109,9 +144,6 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	}
 	kernels, err := a.kernels(ctx, b.root, f, scenarios)
 	if err != nil {
-		return err
-	}
-	if f.qemu, err = a.emulator(ctx, b.root, f.qemu); err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -141,7 +173,7 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	err = runner.Run(ctx, runner.Config{
 		Scenarios: scenarios, Impls: impls, Kernels: kernels, Dir: dir, Writer: w,
 		Judge: judge, Only: func(n int, c result.CellID) bool { return n%parts == part-1 && !done[c] && wanted(c) },
-		Parallel: processors(f.parallel), Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
+		Parallel: parallel, Accel: f.accel, QEMU: f.qemu, Must: f.must, Log: log, Progress: p.event,
 	})
 	p.finish()
 	if err != nil {

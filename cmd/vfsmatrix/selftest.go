@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"virtiofsd/harness/impl"
+	"virtiofsd/harness/qemu"
 	"virtiofsd/harness/report"
 	"virtiofsd/harness/selftest"
 	"virtiofsd/harness/selftest/faultd"
@@ -36,7 +37,13 @@ fault fails, that no other claim does, and that the harness makes no error.`,
 			if err != nil {
 				return err
 			}
-			c.Claims, c.Only, c.Log, c.Parallel = b.claims, args, a.log(), processors(c.Parallel)
+			if c.Parallel, err = processors(c.Parallel); err != nil {
+				return err
+			}
+			if c.QEMU, err = a.emulator(cmd.Context(), b.root, c.QEMU); err != nil {
+				return err
+			}
+			c.Claims, c.Only, c.Log = b.claims, args, a.log()
 			if c.Program, err = os.Executable(); err != nil {
 				return err
 			}
@@ -76,7 +83,7 @@ fault fails, that no other claim does, and that the harness makes no error.`,
 	cmd.Flags().StringVar(&dir, "dir", "", "keep the evidence in this folder")
 	cmd.Flags().IntVar(&c.Parallel, "parallel", 0, "cells at a time; 0 is as many as there are processors")
 	cmd.Flags().StringVar(&c.Accel, "accel", "auto", "auto, kvm or tcg")
-	cmd.Flags().StringVar(&c.QEMU, "qemu", "", "QEMU's program")
+	cmd.Flags().StringVar(&c.QEMU, "qemu", qemu.DefaultBinary, qemuHelp)
 	return cmd
 }
 

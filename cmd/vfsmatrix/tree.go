@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"virtiofsd/harness/claim"
 	"virtiofsd/harness/impl"
+	"virtiofsd/harness/qemu"
 	"virtiofsd/harness/scenario"
 	"virtiofsd/harness/verdict"
 	vmimages "virtiofsd/vm-images"
@@ -157,9 +159,12 @@ func imageDirs(root string) (vmimages.Dirs, error) {
 // qemuHelp is the help of --qemu.
 var qemuHelp = "QEMU's program, or " + strings.Join(vmimages.QEMUNames(), ", ") + " for a newer one, which is fetched"
 
-// emulator is the program that --qemu names: one that is fetched if need be, or what was said.
+// emulator is the program that --qemu names: one that is fetched if need be, or what was said, which has to be there unless it is the default.
 func (a *app) emulator(ctx context.Context, root, said string) (string, error) {
 	if !slices.Contains(vmimages.QEMUNames(), said) {
+		if _, err := exec.LookPath(said); err != nil && said != "" && said != qemu.DefaultBinary {
+			return "", usagef("--qemu %s is no program; name one that is there", said)
+		}
 		return said, nil
 	}
 	dirs, err := imageDirs(root)

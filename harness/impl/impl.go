@@ -50,7 +50,8 @@ func Names() []string { return []string{"ours", "c", "rust", "rust-next"} }
 var cPaths = []string{"/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd", "/usr/libexec/virtiofsd"}
 
 // Find looks for an implementation: a name of [Names], or NAME=PATH for a program of one's own, whose dialect is told by its
-// --version. What is not there is an Impl with Missing set, so that it can be reported as a cell; an error is a name that means nothing.
+// --version. What is not there is an Impl with Missing set, so that it can be reported as a cell; an error is a name that means
+// nothing, or a PATH without a program.
 func Find(ctx context.Context, name string, dirs Dirs) (*Impl, error) {
 	i := &Impl{Name: name}
 	if short, path, ok := strings.Cut(name, "="); ok {
@@ -62,6 +63,9 @@ func Find(ctx context.Context, name string, dirs Dirs) (*Impl, error) {
 			if path, err = filepath.Abs(path); err != nil {
 				return nil, fmt.Errorf("implementation %q: %w", name, err)
 			}
+		}
+		if _, err := exec.LookPath(path); err != nil {
+			return nil, fmt.Errorf("implementation %s: %s is no program; name one that is there", short, path)
 		}
 		i.Name, i.Path = short, path
 		return i.identify(ctx), nil

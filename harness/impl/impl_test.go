@@ -80,6 +80,8 @@ func TestFindSaysWhatIsMissing(t *testing.T) {
 	assert.Error(t, err)
 	_, err = Find(t.Context(), "nobody", Dirs{})
 	assert.ErrorContains(t, err, "nobody")
+	_, err = Find(t.Context(), "mine=/nonexist", Dirs{})
+	assert.ErrorContains(t, err, "/nonexist is no program")
 
 	odd := filepath.Join(t.TempDir(), "odd")
 	require.NoError(t, os.WriteFile(odd, []byte("#!/bin/sh\necho something else\n"), 0o755))
