@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -313,12 +314,19 @@ func changes(w io.Writer, old, now *result.Stored) int {
 	return len(worse)
 }
 
+// useCase is a scenario's line of the use case.
+var useCase = regexp.MustCompile(`(?m)^use_case = .*$`)
+
 // newScenario writes the beginning of a scenario.
 func (a *app) newScenario() *cobra.Command {
 	var from string
 	cmd := &cobra.Command{
 		Use: "new ID", Short: "Write a new scenario to begin with, as a copy of another one", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			id := args[0]
+			if err := scenario.CheckID(id); err != nil {
+				return usageError{err}
+			}
 			b, err := a.book()
 			if err != nil {
 				return err
@@ -327,8 +335,9 @@ func (a *app) newScenario() *cobra.Command {
 			if err != nil {
 				return usagef("there is no scenario %q to copy; vfsmatrix list shows them", from)
 			}
-			path := filepath.Join(b.root, scenariosDir, args[0]+".toml")
-			if _, err := scenario.Parse(args[0], src, b.claims); err != nil && args[0][:1] == from[:1] {
+			path := filepath.Join(b.root, scenariosDir, id+".toml")
+			src = useCase.ReplaceAll(src, fmt.Appendf(nil, "use_case = %q", strings.ToUpper(id[:1])))
+			if _, err := scenario.Parse(id, src, b.claims); err != nil { // a tree with it could not be read
 				return usageError{err}
 			}
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
@@ -341,7 +350,7 @@ func (a *app) newScenario() *cobra.Command {
 			if err := f.Close(); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s\nedit title, use_case, why, [launch], [options] and each because; then: vfsmatrix check && vfsmatrix run %s\n", path, args[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s\nedit title, why, [launch], [options] and each because; then: vfsmatrix check && vfsmatrix run %s\n", path, id)
 			return nil
 		},
 	}

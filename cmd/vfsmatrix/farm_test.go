@@ -85,6 +85,23 @@ func TestARunThatJudgedNothingIsNoSuccess(t *testing.T) {
 	assert.NoError(t, summary(&s), "a cell of a farm's own, of what no machine can run, is not red for ever")
 }
 
+func TestANewScenarioLeavesASoundTree(t *testing.T) {
+	tree := t.TempDir()
+	require.NoError(t, os.CopyFS(filepath.Join(tree, scenariosDir), os.DirFS("../../"+scenariosDir)))
+	require.NoError(t, os.WriteFile(filepath.Join(tree, "go.mod"), nil, 0o644))
+	for _, id := range []string{"zzz", "/tmp/zz", "x-case", "a-Root", "a-", ""} {
+		status, _, errs := told(t, "new", "--tree", tree, id)
+		assert.Equal(t, exitUsage, status, id)
+		assert.Contains(t, errs, "the name must be", id)
+	}
+	for _, id := range []string{"a-copy", "c-copy"} {
+		status, _, errs := told(t, "new", "--tree", tree, id)
+		assert.Equal(t, exitOK, status, errs)
+	}
+	status, _, errs := told(t, "check", "--tree", tree)
+	assert.Equal(t, exitOK, status, errs)
+}
+
 func TestShardReadsItsArgument(t *testing.T) {
 	i, n, err := shard("2/5")
 	require.NoError(t, err)

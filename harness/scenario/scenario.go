@@ -165,16 +165,25 @@ type Expect struct {
 	Impls []string `toml:"impls"`
 }
 
-var idForm = regexp.MustCompile(`^[a-z]-[a-z0-9]+(-[a-z0-9]+)*$`)
+var idForm = regexp.MustCompile(`^[a-e]-[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// CheckID refuses what can be no scenario's name.
+func CheckID(id string) error {
+	if !idForm.MatchString(id) {
+		return fmt.Errorf("scenario %s: the name must be the use case's letter, a to e, and words, such as a-root", id)
+	}
+	return nil
+}
 
 // Validate checks a scenario against the claims there are.
 func (s *Scenario) Validate(claims []claim.Claim) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("scenario %s: %w", s.ID, fmt.Errorf(format, args...))
 	}
+	if err := CheckID(s.ID); err != nil {
+		return err
+	}
 	switch {
-	case !idForm.MatchString(s.ID):
-		return bad("the name must be the use case's letter and words, such as a-root")
 	case len(s.UseCase) != 1 || !strings.Contains("ABCDE", s.UseCase):
 		return bad("use_case %q is not A, B, C, D or E", s.UseCase)
 	case strings.ToUpper(s.ID[:1]) != s.UseCase:
