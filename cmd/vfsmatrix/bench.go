@@ -34,7 +34,7 @@ const variantHelp = "NAME=IMPL:OPTIONS: measure IMPL with further options too; m
 func (a *app) bench() *cobra.Command {
 	f := benchFlags{}
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure daemons in turns, without a virtual machine, and print the first against the best of the others", Args: cobra.NoArgs,
+		Use: "bench", Short: "Measure daemons in turns, without a virtual machine, and print the first against the best of the others", Args: benchArgs,
 		Long: `Measure daemons in turns with a fresh process each round. Figures are medians of rounds; p is the probability that rounds as different as
 these come from equals: from 0.05 on the two cannot be told apart. Give the machine nothing else to do meanwhile.
 
@@ -84,6 +84,14 @@ them to sleep.`,
 	return cmd
 }
 
+// benchArgs refuses arguments. The value of --scale reads as one where it does not stand behind =.
+func benchArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 && cmd.Flags().Changed("scale") {
+		return usagef("--scale takes its value behind =; say --scale=%s", args[0])
+	}
+	return cobra.NoArgs(cmd, args)
+}
+
 // publish writes a report to a file, if one is named, and prints it.
 func publish(cmd *cobra.Command, file string, r interface{ WriteTable(io.Writer) }) error {
 	if err := writeJSON(file, r); err != nil {
@@ -108,11 +116,14 @@ func (a *app) measure(ctx context.Context, f *benchFlags) (*bench.Report, error)
 	if f.Idle, err = idle(f.idle); err != nil {
 		return nil, err
 	}
+	some := f.syscalls || f.compete || f.scale != 0
+	if len(f.Chosen()) == 0 && (some || !f.WantsState()) {
+		return nil, usagef("--only %q fits no workload", f.only)
+	}
 	had, err := readBench(f.from)
 	if err != nil {
 		return nil, err
 	}
-	some := f.syscalls || f.compete || f.scale != 0
 	if had != nil && !some {
 		return had, nil
 	}

@@ -35,6 +35,15 @@ func TestBenchComparesFiles(t *testing.T) {
 	assert.Equal(t, exitUsage, run(t.Context(), []string{"bench", "--scale=10"}))
 }
 
+func TestBenchRefuses(t *testing.T) {
+	refused(t, map[string]string{
+		"bench --only zzz":              `--only "zzz" fits no workload; see vfsmatrix bench --help`,
+		"bench --only state --syscalls": `--only "state" fits no workload; see vfsmatrix bench --help`,
+		"bench --scale 100000":          "--scale takes its value behind =; say --scale=100000",
+		"bench gest":                    `unknown command "gest" for "vfsmatrix bench"; see vfsmatrix bench --help`,
+	})
+}
+
 func TestVariants(t *testing.T) {
 	ours := frontend.Daemon{Name: "ours", Dialect: "ours", Exec: []string{"virtiofsd"}}
 	f := benchFlags{variants: []string{"no-poll=ours:--poll-us=0 --cache=never"}}

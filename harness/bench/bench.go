@@ -141,8 +141,8 @@ func (b *bed) close() {
 	os.RemoveAll(b.dir)
 }
 
-// chosen are the workloads of --only.
-func (o Options) chosen() (all []Workload) {
+// Chosen are the workloads that Only fits.
+func (o Options) Chosen() (all []Workload) {
 	for _, w := range Workloads() {
 		if o.Only == nil || o.Only.MatchString(w.Name) {
 			all = append(all, w)
@@ -151,8 +151,8 @@ func (o Options) chosen() (all []Workload) {
 	return all
 }
 
-// wantsState says that processes are looked at too, not only workloads.
-func (o Options) wantsState() bool { return o.Only == nil || o.Only.MatchString("state") }
+// WantsState says that processes are looked at too, not only workloads.
+func (o Options) WantsState() bool { return o.Only == nil || o.Only.MatchString("state") }
 
 // newShare is newBed with what the chosen workloads work on.
 func newShare(o Options) (*bed, *Report, error) {
@@ -174,7 +174,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer b.close()
-	r.Rounds, r.Work = b.Rounds, o.chosen()
+	r.Rounds, r.Work = b.Rounds, o.Chosen()
 	for round := range b.Rounds {
 		if err := floor(min(b.Time, 500*time.Millisecond), b.hist); err != nil {
 			return nil, err
@@ -271,7 +271,7 @@ func (r *Report) round(ctx context.Context, b *bed, round int) error {
 		}
 		return ctx.Err()
 	}
-	state := b.wantsState()
+	state := b.WantsState()
 	states := map[*session]*State{}
 	if state {
 		time.Sleep(100 * time.Millisecond) // until they have come to rest

@@ -82,7 +82,7 @@ func Compete(ctx context.Context, o Options) (*Report, error) {
 		alone := spin()
 		time.Sleep(b.Time)
 		most := float64(alone.end()) / time.Since(began).Seconds()
-		for n, w := range o.chosen() {
+		for n, w := range o.Chosen() {
 			if w.Depth != 1 { // a queue that is never empty is not polled
 				continue
 			}

@@ -88,7 +88,7 @@ func Syscalls(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer b.close()
-	for _, w := range b.chosen() {
+	for _, w := range b.Chosen() {
 		for _, d := range b.Daemons {
 			s, err := b.begin(ctx, d, w.Queues)
 			if err != nil {

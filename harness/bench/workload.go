@@ -80,10 +80,10 @@ var parts = map[string]func(name string) error{
 // prepareShare makes what the chosen workloads work on.
 func (b *bed) prepareShare() error {
 	need := map[string]bool{}
-	for _, w := range b.chosen() {
+	for _, w := range b.Chosen() {
 		need[w.on] = true
 	}
-	need[manyName] = b.wantsState()
+	need[manyName] = b.WantsState()
 	for name, f := range parts {
 		if need[name] {
 			if err := f(filepath.Join(b.share, name)); err != nil {
