@@ -19,10 +19,10 @@ func (a *app) fuzz() *cobra.Command {
 	var cfg fuzz.Config
 	var replay string
 	cmd := &cobra.Command{
-		Use: "fuzz", Short: "Drive live daemons with random sessions of a guest, valid and not, and make what is found small", Args: cobra.NoArgs,
+		Use: "fuzz", Short: "Drive live daemons with random sessions of a guest, valid and not, and minimise those that find something", Args: cobra.NoArgs,
 		Long: `Draw sessions from a seed and run each against a fresh process of every daemon, in its sandbox and without a virtual machine: requests
 that a kernel sends, held against the same calls on a local directory, and requests, chains and changes of memory and of the host's files that
-no kernel makes. A death, a hang, a wrong answer or an escape is a finding; its session is made small and written as a replay file.
+no kernel makes. A death, a hang, a wrong answer or an escape is a finding; its session is minimised and written as a replay file.
 
 Where something is found in the first implementation, the exit status is 1; the others stand beside it to compare. With --replay one file is
 run again, and the exit status is 1 while anything is found.`,
@@ -44,6 +44,9 @@ run again, and the exit status is 1 while anything is found.`,
 			}
 			if replay != "" {
 				return replayFile(cmd.Context(), cmd.OutOrStdout(), daemons, replay)
+			}
+			if cfg.Seed == 0 {
+				cfg.Seed = uint64(time.Now().UnixNano())
 			}
 			cfg.Daemons, cfg.Sandboxes, cfg.Logger = daemons, sandboxes, a.log()
 			fmt.Fprintf(cmd.OutOrStdout(), "seed %d\n", cfg.Seed)
@@ -71,10 +74,9 @@ run again, and the exit status is 1 while anything is found.`,
 	f.DurationVar(&cfg.Time, "time", 10*time.Minute, "for how long, all daemons together")
 	f.IntVar(&cfg.Sessions, "sessions", 0, "at most so many sessions a daemon; 0 is no bound")
 	f.IntVar(&cfg.Steps, "steps", 150, "steps of a session")
-	f.Uint64Var(&cfg.Seed, "seed", uint64(time.Now().UnixNano()), "what the sessions are drawn from; default: the time")
+	f.Uint64Var(&cfg.Seed, "seed", 0, "what the sessions are drawn from; 0 is the time")
 	f.StringVar(&cfg.Dir, "dir", "runs/fuzz", "the folder for replay files")
 	f.StringVar(&replay, "replay", "", "run this file again instead")
-	f.Lookup("seed").DefValue = ""
 	return cmd
 }
 

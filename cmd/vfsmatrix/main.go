@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/harness/selftest/faultd"
@@ -64,10 +65,33 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	}
 	root.PersistentFlags().StringVar(&a.treeDir, "tree", "", treeFlagHelp)
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say more on standard error")
+	cobra.AddTemplateFunc("usages", usages)
+	root.SetUsageTemplate(strings.NewReplacer(".LocalFlags.FlagUsages", "usages .LocalFlags", ".InheritedFlags.FlagUsages", "usages .InheritedFlags").Replace(root.UsageTemplate()))
 	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.fuzz(), a.bench(),
 		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest(), a.boot())
 	return root
 }
+
+// usages lists flags as they are typed: a switch without a value, and a value that may be left out behind =.
+func usages(flags *pflag.FlagSet) string {
+	typed := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.VisitAll(func(f *pflag.Flag) {
+		shown := *f
+		if f.NoOptDefVal != "" {
+			if f.Value.Type() != "bool" {
+				shown.Name += "[=N]"
+			}
+			shown.Value, shown.NoOptDefVal = bare{f.Value}, ""
+		}
+		typed.AddFlag(&shown)
+	})
+	return typed.FlagUsages()
+}
+
+// bare is the value of a flag that is shown without one.
+type bare struct{ pflag.Value }
+
+func (bare) Type() string { return "bool" }
 
 // run is the program; it returns the exit status.
 func run(ctx context.Context, args []string) int {

@@ -45,6 +45,19 @@ func refused(t *testing.T, says map[string]string) {
 	}
 }
 
+func TestHelpShowsFlagsAsTheyAreTyped(t *testing.T) {
+	help := func(command string) string {
+		status, out, _ := told(t, command, "--help")
+		require.Equal(t, exitOK, status)
+		assert.NotContains(t, out, "true|false")
+		assert.NotContains(t, out, "(default )")
+		return out
+	}
+	assert.Regexp(t, `(?m)^  -v, --verbose +say more`, help("fuzz"))
+	assert.Regexp(t, `(?m)^      --scale\[=N\] +measure`, help("bench"))
+	assert.Regexp(t, `(?m)^      --list +show`, help("selftest"))
+}
+
 func TestAMistakeHasOneRemedy(t *testing.T) {
 	refused(t, map[string]string{
 		"run --nonsense":         "unknown flag: --nonsense; see vfsmatrix run --help",
