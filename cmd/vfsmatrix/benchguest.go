@@ -73,6 +73,9 @@ func (a *app) measureGuest(ctx context.Context, f *benchGuestFlags) (*guest.Repo
 	if f.Only != nil && len(guest.Chosen(f.Only)) == 0 {
 		return nil, usagef("--only %q fits no program", f.only)
 	}
+	if err := checkKernels([]string{f.kernel}); err != nil {
+		return nil, err
+	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a daemon's sandbox needs root; remedy: run as root")
 	}

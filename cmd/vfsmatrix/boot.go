@@ -69,11 +69,17 @@ mode, too: its launcher and its options count. As an ordinary user all is done a
 }
 
 func (a *app) bootGuest(ctx context.Context, f bootFlags, command []string) error {
+	if f.share == "" {
+		return usagef("--share is missing; name the directory to share")
+	}
+	if err := checkKernels([]string{f.kernel}); err != nil {
+		return err
+	}
 	share, err := filepath.Abs(f.share)
 	if err != nil {
 		return err
 	}
-	if st, err := os.Stat(share); f.share == "" || err != nil || !st.IsDir() {
+	if st, err := os.Stat(share); err != nil || !st.IsDir() {
 		return usagef("--share %q is not a directory", f.share)
 	}
 	b, err := a.book()

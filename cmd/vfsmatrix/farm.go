@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -64,6 +65,9 @@ k8s     an indexed Job for Kubernetes, in which each pod runs one shard; set its
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.book()
 			if err != nil {
+				return err
+			}
+			if err := checkKernels(kernels); err != nil {
 				return err
 			}
 			scenarios, err := b.pick(args)
@@ -133,7 +137,7 @@ spec:
 // merge joins the folders of a sharded run.
 func (a *app) merge() *cobra.Command {
 	return &cobra.Command{
-		Use: "merge INTO RUN...", Short: "Join the run folders of shards into a new one", Args: cobra.MinimumNArgs(2),
+		Use: "merge INTO RUN...", Short: "Join the run folders of shards into a new one", Args: takes(2, math.MaxInt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.book()
 			if err != nil {
@@ -141,6 +145,11 @@ func (a *app) merge() *cobra.Command {
 			}
 			if _, err := os.Stat(args[0]); err == nil {
 				return usagef("%s is there already; name a new folder", args[0])
+			}
+			for i, name := range args[1:] {
+				if args[1+i], err = a.runDir(name); err != nil {
+					return err
+				}
 			}
 			if err := join(args[0], args[1:]); err != nil {
 				return err
@@ -214,10 +223,14 @@ func join(into string, from []string) error {
 // compare is the gate against regressions.
 func (a *app) compare() *cobra.Command {
 	return &cobra.Command{
-		Use: "compare OLD NEW", Short: "Say what got worse from one run to another; exit status 1 if anything did", Args: cobra.ExactArgs(2),
+		Use: "compare OLD NEW", Short: "Say what got worse from one run to another; exit status 1 if anything did", Args: takes(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var runs [2]*result.Stored
-			for i, dir := range args {
+			for i, name := range args {
+				dir, err := a.runDir(name)
+				if err != nil {
+					return err
+				}
 				s, err := result.Read(os.DirFS(dir))
 				if err != nil {
 					return fmt.Errorf("compare %s: %w", dir, err)
@@ -321,7 +334,7 @@ var useCase = regexp.MustCompile(`(?m)^use_case = .*$`)
 func (a *app) newScenario() *cobra.Command {
 	var from string
 	cmd := &cobra.Command{
-		Use: "new ID", Short: "Write a new scenario to begin with, as a copy of another one", Args: cobra.ExactArgs(1),
+		Use: "new ID", Short: "Write a new scenario to begin with, as a copy of another one", Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := args[0]
 			if err := scenario.CheckID(id); err != nil {

@@ -64,7 +64,7 @@ func (a *app) list() *cobra.Command {
 
 func (a *app) explain() *cobra.Command {
 	return &cobra.Command{
-		Use: "explain ID", Short: "Say what a scenario, a claim, an area or a rule is, and why", Args: cobra.ExactArgs(1),
+		Use: "explain ID", Short: "Say what a scenario, a claim, an area or a rule is, and why", Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.book()
 			if err != nil {
@@ -185,6 +185,9 @@ func (a *app) images() *cobra.Command {
 			}
 			dirs, err := imageDirs(root)
 			if err != nil {
+				return err
+			}
+			if err := checkKernels(args); err != nil {
 				return err
 			}
 			dirs.Refresh = refresh

@@ -72,6 +72,17 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	return root
 }
 
+// takes checks the number of a command's arguments, which its Use names.
+func takes(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			_, names, _ := strings.Cut(cmd.Use, " ")
+			return usagef("%s takes %s", cmd.Name(), strings.ReplaceAll(names, " ", " and "))
+		}
+		return nil
+	}
+}
+
 // usages lists flags as they are typed: a switch without a value, and a value that may be left out behind =.
 func usages(flags *pflag.FlagSet) string {
 	typed := pflag.NewFlagSet("", pflag.ContinueOnError)

@@ -45,6 +45,30 @@ func refused(t *testing.T, says map[string]string) {
 	}
 }
 
+func TestAnUnknownNameIsAMistake(t *testing.T) {
+	const run, kernel = "/nonexist: no run there; ls runs/", `there is no guest kernel "9.9"; vfsmatrix list shows them, or name the path of a kernel image`
+	const fault = `there is no fault "nosuch"; vfsmatrix selftest --list shows them`
+	refused(t, map[string]string{
+		"judge /nonexist":                run,
+		"run --resume /nonexist a-root":  run,
+		"docs --adopt /nonexist":         run,
+		"compare /nonexist /nonexist":    run,
+		"merge /nonexist/into /nonexist": run,
+		"run --kernel 9.9 a-root":        kernel,
+		"boot --share . --kernel 9.9":    kernel,
+		"bench guest --kernel 9.9":       kernel,
+		"cells --kernel 9.9":             kernel,
+		"images 9.9":                     kernel,
+		"images /nonexist":               strings.Replace(kernel, "9.9", "/nonexist", 1),
+		"selftest nosuch":                fault,
+		"selftest --list nosuch":         fault,
+	})
+	status, out, _ := told(t, "selftest", "--list", "hangs")
+	assert.Equal(t, exitOK, status)
+	assert.Contains(t, out, "hangs")
+	assert.NotContains(t, out, "keeps-groups")
+}
+
 func TestHelpShowsFlagsAsTheyAreTyped(t *testing.T) {
 	help := func(command string) string {
 		status, out, _ := told(t, command, "--help")
@@ -64,6 +88,11 @@ func TestAMistakeHasOneRemedy(t *testing.T) {
 		"run --accel x":          `--accel "x" is not auto, kvm or tcg; see vfsmatrix run --help`,
 		"nosuch":                 `unknown command "nosuch" for "vfsmatrix"; see vfsmatrix --help`,
 		"run nosuch":             `there is no scenario "nosuch"; vfsmatrix list shows them`,
+		"compare a":              "compare takes OLD and NEW; see vfsmatrix compare --help",
+		"merge a":                "merge takes INTO and RUN...; see vfsmatrix merge --help",
+		"explain":                "explain takes ID; see vfsmatrix explain --help",
+		"judge a b":              "judge takes [RUN]; see vfsmatrix judge --help",
+		"boot":                   "--share is missing; name the directory to share",
 		"bench guest --rounds 0": "--rounds 0, --time 5s: both must be positive; see vfsmatrix bench guest --help",
 	})
 }

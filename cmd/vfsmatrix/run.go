@@ -128,6 +128,14 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if err != nil {
 		return err
 	}
+	if f.resume != "" {
+		if f.resume, err = a.runDir(f.resume); err != nil {
+			return err
+		}
+	}
+	if err := checkKernels(f.kernels); err != nil {
+		return err
+	}
 	if err := b.checkMust(f.must, f.impls); err != nil {
 		return err
 	}
@@ -164,7 +172,7 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	}
 	done := map[result.CellID]bool{}
 	if f.resume != "" {
-		if done, err = a.takeOver(w, f.resume, record, scenarios, judge); err != nil {
+		if done, err = takeOver(w, f.resume, record, scenarios, judge); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "%d cells are taken over from %s\n", len(done), f.resume)
@@ -192,12 +200,8 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	return tell(out, dir, b)
 }
 
-// takeOver copies the finished cells of a run that was cut off into the new one. Cells of another program or kernel are left.
-func (a *app) takeOver(w *result.Writer, from string, now result.Run, scenarios []*scenario.Scenario, judge func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record) (map[result.CellID]bool, error) {
-	dir, err := a.runDir(from)
-	if err != nil {
-		return nil, err
-	}
+// takeOver copies the finished cells of a run that was cut off, in dir, into the new one. Cells of another program or kernel are left.
+func takeOver(w *result.Writer, dir string, now result.Run, scenarios []*scenario.Scenario, judge func(*scenario.Scenario, result.Cell, []result.Observation) []result.Record) (map[result.CellID]bool, error) {
 	old, err := result.Read(os.DirFS(dir))
 	if err != nil && !errors.Is(err, result.ErrBroken) {
 		return nil, err
@@ -487,7 +491,7 @@ func shorten(s string, n int) string {
 
 func (a *app) judge() *cobra.Command {
 	return &cobra.Command{
-		Use: "judge [RUN]", Short: "Judge a stored run again, by the claims and rules of today; default: the newest run", Args: cobra.MaximumNArgs(1),
+		Use: "judge [RUN]", Short: "Judge a stored run again, by the claims and rules of today; default: the newest run", Args: takes(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := a.book()
 			if err != nil {

@@ -30,8 +30,12 @@ func (a *app) selftest() *cobra.Command {
 fault fails, that no other claim does, and that the harness makes no error.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cmd.OutOrStdout()
+			plants, err := selftest.Pick(args)
+			if err != nil {
+				return usageError{err}
+			}
 			if list {
-				return listFaults(out)
+				return listFaults(out, plants)
 			}
 			b, err := a.book()
 			if err != nil {
@@ -43,7 +47,7 @@ fault fails, that no other claim does, and that the harness makes no error.`,
 			if c.QEMU, err = a.emulator(cmd.Context(), b.root, c.QEMU); err != nil {
 				return err
 			}
-			c.Claims, c.Only, c.Log = b.claims, args, a.log()
+			c.Claims, c.Plants, c.Log = b.claims, plants, a.log()
 			if c.Program, err = os.Executable(); err != nil {
 				return err
 			}
@@ -163,9 +167,9 @@ func tellFaults(w io.Writer, all []selftest.Outcome) {
 	t.Render()
 }
 
-func listFaults(w io.Writer) error {
+func listFaults(w io.Writer, plants []selftest.Plant) error {
 	t := newTable(w, "fault", "the daemon", "claim", "scenario")
-	for _, p := range selftest.Plants() {
+	for _, p := range plants {
 		f, err := faultd.Find(p.Fault)
 		if err != nil {
 			return err

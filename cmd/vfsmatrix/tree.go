@@ -15,6 +15,7 @@ import (
 	"virtiofsd/harness/claim"
 	"virtiofsd/harness/impl"
 	"virtiofsd/harness/qemu"
+	"virtiofsd/harness/result"
 	"virtiofsd/harness/scenario"
 	"virtiofsd/harness/verdict"
 	vmimages "virtiofsd/vm-images"
@@ -174,14 +175,34 @@ func (a *app) emulator(ctx context.Context, root, said string) (string, error) {
 	return vmimages.EnsureQEMU(ctx, dirs, said, a.log())
 }
 
+// checkKernels refuses guest kernels that have neither a name nor a file.
+func checkKernels(names []string) error {
+	t, err := vmimages.Known()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if _, err := os.Stat(n); err == nil && strings.ContainsRune(n, '/') {
+			continue
+		}
+		if !slices.ContainsFunc(t.Kernels, func(s vmimages.Source) bool { return s.Name == n }) {
+			return usagef("there is no guest kernel %q; vfsmatrix list shows them, or name the path of a kernel image", n)
+		}
+	}
+	return nil
+}
+
 func implDirs(root string, log *slog.Logger) (impl.Dirs, error) {
 	c, err := cache()
 	return impl.Dirs{Bin: filepath.Join(root, "bin"), Cache: c, Log: log}, err
 }
 
-// latest resolves "latest" or "" to the newest run; other names are folders.
+// runDir is the folder of a run: the newest for "latest" or "".
 func (a *app) runDir(name string) (string, error) {
 	if name != "" && name != "latest" {
+		if _, err := os.Stat(filepath.Join(name, result.RunFile)); err != nil {
+			return "", usagef("%s: no run there; ls %s/", name, runsDir)
+		}
 		return name, nil
 	}
 	root, err := a.tree()

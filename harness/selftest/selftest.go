@@ -36,10 +36,10 @@ type Config struct {
 	Program string // a program that hands over to faultd.Main where faultd.Is
 	Daemon  string // the real daemon
 	Claims  []claim.Claim
-	// Image is the guest's; Liar is one whose agent is Program, "" leaves the faults of the agent out.
+	// Image is the guest's; Liar is one whose agent is Program.
 	Image, Liar vmimages.Image
-	Dir         string   // gets the runs' folders
-	Only        []string // faults, as patterns of path.Match; none is all
+	Dir         string  // gets the runs' folders
+	Plants      []Plant // those of Pick
 	Parallel    int
 	Accel       string
 	QEMU        string
@@ -74,10 +74,7 @@ func Run(ctx context.Context, c Config) ([]Outcome, error) {
 	if err := errors.Join(link(c.Daemon, filepath.Join(bin, faultd.Daemon)), os.Chmod(bin, 0o755)); err != nil {
 		return nil, err
 	}
-	plants, err := pick(c)
-	if err != nil {
-		return nil, err
-	}
+	plants := slices.Clone(c.Plants)
 	impls := map[string]*impl.Impl{}
 	for _, p := range plants {
 		if impls[p.Fault] != nil {
@@ -134,20 +131,19 @@ func link(target, at string) error {
 	return os.Symlink(abs, at)
 }
 
-func pick(c Config) ([]Plant, error) {
-	var all []Plant
-	for _, p := range Plants() {
-		if p.Agent && c.Liar.Kernel == "" {
-			continue
-		}
-		if len(c.Only) == 0 || slices.ContainsFunc(c.Only, func(o string) bool { return matches(o, p.Fault) }) {
-			all = append(all, p)
+// Pick returns the plants of the faults named, by patterns of path.Match; of none, all. Each pattern has to fit one.
+func Pick(patterns []string) ([]Plant, error) {
+	if len(patterns) == 0 {
+		return Plants(), nil
+	}
+	for _, o := range patterns {
+		if !slices.ContainsFunc(Plants(), func(p Plant) bool { return matches(o, p.Fault) }) {
+			return nil, fmt.Errorf("there is no fault %q; vfsmatrix selftest --list shows them", o)
 		}
 	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("no fault is called %s", strings.Join(c.Only, " or "))
-	}
-	return all, nil
+	return slices.DeleteFunc(Plants(), func(p Plant) bool {
+		return !slices.ContainsFunc(patterns, func(o string) bool { return matches(o, p.Fault) })
+	}), nil
 }
 
 func matches(pattern, s string) bool {

@@ -42,6 +42,18 @@ func TestEachFaultIsPlantedWhereItsClaimIsExpectedToHold(t *testing.T) {
 	}
 }
 
+func TestPickRefusesAPatternThatFitsNoFault(t *testing.T) {
+	all, err := Pick(nil)
+	require.NoError(t, err)
+	assert.Equal(t, Plants(), all)
+	some, err := Pick([]string{"keeps-*", "hangs"})
+	require.NoError(t, err)
+	assert.Less(t, len(some), len(all))
+	assert.Contains(t, some, Plants()[slices.IndexFunc(all, func(p Plant) bool { return p.Fault == "hangs" })])
+	_, err = Pick([]string{"hangs", "nosuch"})
+	assert.EqualError(t, err, `there is no fault "nosuch"; vfsmatrix selftest --list shows them`)
+}
+
 func TestTheEvidenceIsOfAllFaults(t *testing.T) {
 	root, _, _ := tree(t)
 	seen, err := report.LoadFaults(root)
