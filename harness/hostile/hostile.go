@@ -24,7 +24,7 @@ type Outcome string
 // The outcomes, from good to bad. The zero value is invalid.
 const (
 	OK          Outcome = "ok"           // it answered with success, and that is right or harmless
-	ErrorReply  Outcome = "error"        // it answered with an errno, or refused the message
+	ErrorReply  Outcome = "refused"      // it answered with an errno, or refused the message
 	Completed0  Outcome = "completed 0"  // it gave the request back with length 0
 	RingStopped Outcome = "ring stopped" // it signalled VRING_ERR for a ring that cannot be interpreted; the others serve on
 	Closed      Outcome = "closed"       // it ended the connection and exited on its own terms

@@ -105,8 +105,11 @@ func TestTable(t *testing.T) {
 		{Case: "one", Side: hostile.Guest, Daemon: "c", Outcome: hostile.Died},
 		{Case: "two", Side: hostile.Guest, Daemon: "ours", Outcome: hostile.ErrorReply, Detail: "EINVAL", Pass: true},
 		{Case: "two", Side: hostile.Guest, Daemon: "c", Outcome: hostile.Completed0, Pass: true},
+		{Case: "three", Side: hostile.FrontEnd, Daemon: "ours", Outcome: hostile.ErrorReply, Pass: true},
+		{Case: "three", Side: hostile.FrontEnd, Daemon: "c", Outcome: hostile.ErrorReply, Pass: true},
 	})
-	for _, want := range []string{"✗ died", "EINVAL", "2 OF 2", "1 OF 2"} {
+	assert.NotContains(t, b.String(), "error", "what passes is none")
+	for _, want := range []string{"✗ died", "EINVAL", "refused", "3 OF 3", "2 OF 3"} {
 		assert.Contains(t, b.String(), want)
 	}
 }
