@@ -154,6 +154,9 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 	if err != nil {
 		return err
 	}
+	if err := checkCells(scenarios, impls, kernels, wanted); err != nil {
+		return err
+	}
 	begun := time.Now()
 	record, err := describe(ctx, f, impls, kernels, scenarios, begun)
 	if err != nil {
@@ -198,6 +201,19 @@ func (a *app) run(ctx context.Context, out io.Writer, f runFlags, names []string
 		}
 	}
 	return tell(out, dir, b)
+}
+
+// checkCells refuses a run without cells.
+func checkCells(scenarios []*scenario.Scenario, impls []*impl.Impl, kernels map[string]vmimages.Image, wanted func(result.CellID) bool) error {
+	var names []string
+	for _, i := range impls {
+		names = append(names, i.Name)
+	}
+	has := func(k string) bool { _, ok := kernels[k]; return ok }
+	if !slices.ContainsFunc(runner.Cells(scenarios, names, has), wanted) {
+		return usagef("no cell fits the scenarios, --impl, --kernel and --filter; vfsmatrix cells lists them")
+	}
+	return nil
 }
 
 // takeOver copies the finished cells of a run that was cut off, in dir, into the new one. Cells of another program or kernel are left.

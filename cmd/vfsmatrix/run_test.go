@@ -7,6 +7,10 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"virtiofsd/harness/impl"
+	"virtiofsd/harness/scenario"
+	vmimages "virtiofsd/vm-images"
 )
 
 func TestRunRefusesWhatWouldSkipAllOrNothing(t *testing.T) {
@@ -23,6 +27,20 @@ func TestRunRefusesWhatWouldSkipAllOrNothing(t *testing.T) {
 	t.Setenv(mustEnv, "qmeu")
 	status, _, _ = told(t, "run", "a-root")
 	assert.Equal(t, exitUsage, status)
+}
+
+func TestRunRefusesToRunNoCell(t *testing.T) {
+	scenarios := []*scenario.Scenario{{ID: "a-x", Impls: []string{"ours"}, Kernels: []string{"6.12"}}}
+	ours, c := []*impl.Impl{{Name: "ours"}}, []*impl.Impl{{Name: "c"}}
+	has, lacks := map[string]vmimages.Image{"6.12": {}}, map[string]vmimages.Image{"6.1": {}}
+	all, err := filter("")
+	require.NoError(t, err)
+	none, err := filter("b-*/*/*")
+	require.NoError(t, err)
+	assert.NoError(t, checkCells(scenarios, ours, has, all))
+	for _, err := range []error{checkCells(scenarios, ours, has, none), checkCells(scenarios, c, has, all), checkCells(scenarios, ours, lacks, all)} {
+		assert.ErrorAs(t, err, &usageError{})
+	}
 }
 
 func TestMustKnowsEveryNeed(t *testing.T) {
