@@ -19,7 +19,7 @@ STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## install what is missing (root, Debian), or say in one line what to install
+setup: ## install what is missing (as root, on Debian), or say in one line what to install
 	@sh harness/setup.sh
 
 build: ## static binaries: bin/virtiofsd, bin/vfsmatrix, bin/vfsguest
@@ -58,40 +58,41 @@ images: setup build ## guest kernels and initramfs in vm-images/out
 matrix: images ## boot guests, run every scenario, print the table, write the report
 	bin/vfsmatrix run $(MATRIX)
 
-matrix-full: images ## the same with every daemon that is known, the Rust ones too (an hour)
+matrix-full: images ## the same with every known daemon, the Rust ones included (an hour)
 	bin/vfsmatrix run --impl ours,c,rust,rust-next $(MATRIX)
 
-selftest: images ## plant faults in the daemon, one at a time: each must be caught by the claim that names it (15 minutes)
+selftest: images ## plant faults in the daemon, one at a time; the claim that names a fault must catch it (15 minutes)
 	bin/vfsmatrix selftest $(FAULTS)
 
-hostile: setup build ## break the rules of guest and front-end against each daemon, and print what became of it
+hostile: setup build ## attack each daemon as a hostile guest and a hostile front-end would, and print how it fared
 	bin/vfsmatrix hostile --impl ours,c,rust
 
-prove-defences: setup build ## take each defence out of the source, one by one, and see its tests fail (minutes)
+prove-defences: setup build ## remove each defence from the source in turn and see its tests fail (minutes)
 	bin/vfsmatrix prove $(PROVE)
 
-prove-fuzzing: build ## plant mistakes in decoders and rings, one by one, and see the fuzz targets find each within ten minutes (in minutes, all of them)
+prove-fuzzing: build ## plant mistakes in decoders and rings, one at a time; the fuzz targets must find each within ten minutes (most take seconds)
 	bin/vfsmatrix prove --fuzz 10m --only '^mistakes' $(PROVE)
 
-bench: setup build ## measure the daemons in turns and print their ratios
+bench: setup build ## measure the daemons in turn and print their ratios
 	bin/vfsmatrix bench --impl ours,c,rust --variant no-poll=ours:--poll-us=0 $(BENCH)
 
-bench-guest: images ## the same by what fio, git, tar and their like take in a guest (a quarter of an hour)
+bench-guest: images ## the same with fio, git, tar and other programs inside a guest (a quarter of an hour)
 	bin/vfsmatrix bench guest --impl ours,c,rust $(BENCH)
 
 # Corpora that grow are kept where go keeps them, and used by the next run; inputs that fail are written to testdata/fuzz of their package.
 FUZZPKGS  ?= $(patsubst %/,%,$(dir $(shell grep -rl --include='*_test.go' '^func Fuzz' internal harness)))
+FUZZTIME  ?= 1m
 FUZZCACHE ?= $(shell $(GO) env GOCACHE)/fuzz/virtiofsd
 FUZZLIVE   = bin/vfsmatrix fuzz $(if $(SEED),--seed $(SEED))
 
 fuzz-smoke: FUZZTIME = 1s
-fuzz-smoke: build run-fuzz ## every fuzz target for a second, and a live daemon for ten: two minutes at the most
+fuzz-smoke: build run-fuzz ## every fuzz target for one second and a live daemon for ten: at most two minutes
 	@test "$$(id -u)" = 0 && $(FUZZLIVE) --impl ours --time 10s || { test "$$(id -u)" != 0 && echo "fuzz: no live daemon without root"; }
 fuzz: FUZZTIME = 1h
-fuzz: build run-fuzz ## every fuzz target and the live daemons for an hour each, or for as long as you say: make fuzz FUZZTIME=8h
+fuzz: build run-fuzz ## every fuzz target and the live daemons for an hour each, or longer: make fuzz FUZZTIME=8h
 	$(FUZZLIVE) --impl ours,c,rust --time $(FUZZTIME)
 
-run-fuzz: # FUZZPKGS="internal/fuse harness/fuzz" narrows it
+run-fuzz: ## the fuzz targets alone, a minute each: make run-fuzz FUZZTIME=10m FUZZPKGS="internal/fuse harness/fuzz"
 	@set -e; mkdir -p bin/fuzz; for p in $(sort $(FUZZPKGS)); do b=$(CURDIR)/bin/fuzz/$$(echo $$p | tr / -).test; $(GO) test -vet=off -fuzz . -c -o $$b ./$$p; \
 		for t in $$($$b -test.list '^Fuzz'); do echo "== $$p $$t"; \
 		run() { { (cd $$p && $$b -test.run '^$$' -test.fuzz "^$$t\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.fuzzcachedir $(FUZZCACHE)/$$p) 2>&1 && echo passed >$$b.ok; } | tee $$b.log; test -e $$b.ok; }; \
@@ -100,7 +101,7 @@ run-fuzz: # FUZZPKGS="internal/fuse harness/fuzz" narrows it
 FUZZCOVER = internal/fuse internal/fuseabi internal/guestmem internal/virtqueue internal/vhostuser
 comma := ,
 space := $(subst ,, )
-fuzz-coverage: ## how much of the decoders, the rings and the protocol the corpora of the fuzz targets reach, by themselves: 90 % or more
+fuzz-coverage: ## how much of the decoders, the rings and the protocol the fuzz corpora reach on their own; fails below 90 %
 	@mkdir -p bin/fuzz; $(GO) test -run '^Fuzz' -count=1 -coverprofile=bin/fuzz/cover.out -coverpkg=$(subst $(space),$(comma),$(addprefix ./,$(FUZZCOVER))) $(addprefix ./,$(FUZZCOVER)) >bin/fuzz/cover.log || { cat bin/fuzz/cover.log; exit 1; }
 	@awk 'NR > 1 { f = $$1; sub(/:.*/, "", f); sub(/\/[^\/]*$$/, "", f); if (!($$1 in n)) { n[$$1] = $$2; p[$$1] = f } if ($$3 > 0) hit[$$1] = 1 } \
 		function say(what, got, all) { printf "%-32s %5d of %5d statements  %5.1f %%\n", what, got, all, 100*got/all; if (got < 0.9*all) low = 1 } \
@@ -109,20 +110,20 @@ fuzz-coverage: ## how much of the decoders, the rings and the protocol the corpo
 
 test: setup vet unit verify-docs ## all tests: vet, staticcheck, unit and integration tests with -race, docs
 
-test-long: setup build ## the long forms of tests that have one: devices in QEMU in every shape, a benchmark in a guest, a million files and operations (hours)
+test-long: setup build ## the long tests: every kind of device in QEMU, a benchmark in a guest, a million files and operations (hours)
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InQEMU ./harness/qemu
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -v -run InGuest ./harness/bench/guest
 	MATRIX_LONG=1 MATRIX_MUST=$(MUST) $(GO) test -count=1 -timeout 6h ./internal/passthrough ./harness/workload
 
-unit: build
+unit: build ## all unit and integration tests with -race, and nothing else
 	MATRIX_MUST=$(MUST) $(GO) test -race ./...
 
 .PHONY: escapes
-escapes: ## have a hostile serving process try to get out, in every mode, and write down what came of it (minutes)
+escapes: ## let a hostile serving process try to escape from every mode, and record the results (minutes)
 	$(GO) test ./internal/daemon -run 'TestInsider$$' -update -timeout 30m
 	$(MAKE) fix-docs
 
-vet:
+vet: ## go vet, for arm64 too, and staticcheck
 	$(GO) vet ./...
 	CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./cmd/virtiofsd ./internal/...
 	$(GO) run $(STATICCHECK) ./...
@@ -133,13 +134,15 @@ verify-gofmt: ## fail if a file is not formatted
 fix-gofmt: ## format every file
 	gofmt -w $$(git ls-files '*.go')
 
-verify-docs: build ## fail if a generated page differs from what the tree would generate
+verify-docs: build ## fail if a generated page is out of date
 	bin/vfsmatrix docs --check
 
-fix-docs docs: build ## write the generated pages anew
+fix-docs: build ## regenerate the generated pages
 	$(GO) test ./internal/config ./cmd/vfsmatrix -run UpToDate -update
 	$(GO) test ./internal/sandbox ./internal/daemon -run 'TestGuide|PageIsUpToDate' -update
 	bin/vfsmatrix docs
 
-clean: ## remove what builds and runs leave in the tree
+docs: fix-docs ## the same as fix-docs
+
+clean: ## remove what builds and runs leave behind
 	rm -rf bin runs vm-images/out

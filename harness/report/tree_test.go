@@ -140,6 +140,22 @@ func TestNoDeadLinks(t *testing.T) {
 	assert.Positive(t, checked)
 }
 
+// TestHelpListsEveryTarget: what can be made is in `make help`, by the pattern of its awk.
+func TestHelpListsEveryTarget(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	require.NoError(t, err)
+	var targets []string
+	for _, m := range regexp.MustCompile(`(?m)^([a-z][a-z -]*):(?: .*)?$`).FindAllStringSubmatch(string(b), -1) {
+		if !regexp.MustCompile(`^[a-z -]+: [A-Z]+ =`).MatchString(m[0]) { // a variable of the target's
+			targets = append(targets, strings.Fields(m[1])...)
+		}
+	}
+	assert.Greater(t, len(targets), 20)
+	for _, name := range targets {
+		assert.Regexp(t, `(?m)^`+name+`:.*## `, string(b), "make help does not list %s", name)
+	}
+}
+
 // pages are the Markdown and HTML pages of the tree.
 func pages(t *testing.T) map[string][]byte {
 	all := map[string][]byte{}
