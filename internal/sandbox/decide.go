@@ -70,13 +70,13 @@ func Guide() ([]Question, error) {
 		{"who", "Who starts the daemon?", []Answer{
 			{"root of the host", "owner", nil},
 			{"an ordinary user", "namespaces", nil},
-			{"root of a user namespace that the launcher has made (LXD, mkosi, unshare, bubblewrap)", "mapped", nil},
+			{"root of a user namespace that the launcher has made, with CAP_SYS_ADMIN in it (LXD, mkosi, unshare, bubblewrap)", "mapped", nil},
 			{"root of a container", "admin", nil},
 			{"somebody without any capability under no_new_privs, as in a hardened pod", "", choose("E", pod)},
 		}},
-		{"owner", "To whom shall belong on the host what the guest's users make?", []Answer{
-			{"to the host's users of the same number", "", choose("A", root)},
-			{"to a range of ids that nobody else has", "", choose("A", root, "--uid-map=:0:100000:65536:", "--gid-map=:0:100000:65536:")},
+		{"owner", "Who should own, on the host, the files that guest users create?", []Answer{
+			{"the host's users with the same ids", "", choose("A", root)},
+			{"a range of ids that nobody else has", "", choose("A", root, "--uid-map=:0:100000:65536:", "--gid-map=:0:100000:65536:")},
 		}},
 		{"namespaces", "May the user make user namespaces? (virtiofsd --check tells)", []Answer{
 			{"yes", "users", nil},
@@ -85,23 +85,39 @@ func Guide() ([]Question, error) {
 		{"users", "Does the guest have several users who own files?", []Answer{
 			{"yes, and /etc/subuid and /etc/subgid give the caller a range", "", choose("C", ranged)},
 			{"yes, but all files may belong to the caller", "", choose("B", user, "--single-user")},
-			{"no: one user, with the caller's id; others are refused (EPERM)", "", choose("B", user)},
+			{"no, one user with the caller's id; others are refused (EPERM)", "", choose("B", user)},
 		}},
 		{"mapped", "Which ids does that namespace map?", []Answer{
-			{"a range, with setgroups allowed", "", choose("D", many)},
-			{"one", "", choose("D", one)},
+			{"a range, with setgroups allowed", "made", nil},
+			{"one", "made-one", nil},
+		}},
+		{"made", "Has the launcher of a range made the process and network namespaces as well?", []Answer{
+			{"no, as with LXD, so the daemon makes them", "", choose("D", many, "--sandbox=namespace")},
+			{"yes; the share becomes the root, and nothing else is mounted", "", choose("D", many, "--sandbox=pivot_root")},
+		}},
+		{"made-one", "Has the launcher of one id made the process and network namespaces as well?", []Answer{
+			{"no, as with unshare or mkosi (--no-fail-setgroups is not needed without supplementary groups)", "", choose("D", one, "--sandbox=namespace")},
+			{"yes, as with bubblewrap (--no-fail-setgroups is not needed without supplementary groups)", "", choose("D", one, "--sandbox=pivot_root")},
 		}},
 		{"admin", "Does the container let its root mount?", []Answer{
-			{"yes: it gives CAP_SYS_ADMIN", "", choose("A", admin)},
+			{"yes, it gives CAP_SYS_ADMIN", "", choose("A", admin)},
 			{"no, as engines have it by default", "", choose("D", container)},
 		}},
 	}
 	return guide, failed
 }
 
-// choice is what [Check] recommends to somebody, with more options.
+// choice is what [Check] recommends to somebody, with more options; a --sandbox among them takes the place of the recommended one.
 func choice(use string, f Facts, more []string) (*Choice, error) {
-	o, err := config.Parse([]string{"--shared-dir=/srv/share", "--socket-path=/run/fs.sock"})
+	socket := "$XDG_RUNTIME_DIR/vm1-fs.sock" // only root may make one in /run itself
+	switch {
+	case f.UID == 0 && f.Initial():
+		socket = "/run/vm1-fs.sock"
+	case f.NoNewPrivs:
+		socket = "/run/vm1/fs.sock"
+	}
+	common := []string{"--shared-dir=/srv/share", "--socket-path=" + socket}
+	o, err := config.Parse(common)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +125,12 @@ func choice(use string, f Facts, more []string) (*Choice, error) {
 	if slices.Contains(more, "--single-user") || len(f.SubUID) == 0 {
 		ways = slices.DeleteFunc(ways, func(w Way) bool { return len(w.Options) > 1 && strings.HasPrefix(w.Options[1], "--uid-map") })
 	}
+	if len(more) > 0 && strings.HasPrefix(more[0], "--sandbox=") {
+		ways = slices.DeleteFunc(ways, func(w Way) bool { return w.Options[0] != more[0] })
+		more = more[1:]
+	}
 	i := slices.IndexFunc(ways, func(w Way) bool { return w.Works })
-	argv := append([]string{"virtiofsd", "--shared-dir=/srv/share", "--socket-path=/run/fs.sock"}, append(slices.Clone(ways[i].Options), more...)...)
+	argv := slices.Concat([]string{"virtiofsd"}, common, ways[i].Options, more)
 	if o, err = config.Parse(argv[1:]); err != nil {
 		return nil, err
 	}

@@ -245,7 +245,7 @@ func (p *Plan) procViewIn(f Facts) {
 		return
 	}
 	p.add(OpProcPlain, "open our own /proc/self/fd", "descriptors are reopened through it")
-	p.leaves("from the descriptor of /proc/self/fd, \"..\" leads to the root of the caller for one who has taken the process over: without CAP_SYS_ADMIN it cannot be made a mount of its own")
+	p.leaves("an attacker who controls the daemon can follow \"..\" from its /proc/self/fd descriptor to the caller's root: without CAP_SYS_ADMIN it cannot be made a mount of its own")
 }
 
 func (p *Plan) pivotRoot(o config.Options, f Facts) error {
@@ -281,7 +281,7 @@ func (p *Plan) none(o config.Options, f Facts) error {
 	p.start(outside)
 	p.procViewIn(f)
 	p.add(OpShare, "open the share", "every request starts from this descriptor; names are checked, and links never followed")
-	p.leaves("the root directory and all namespaces are the caller's; of files outside, Landlock guards what they hold, but neither names nor attributes")
+	p.leaves("the root directory and all namespaces are the caller's; Landlock protects the contents of files outside the share, but not their names or attributes")
 	if refusal(f) == "" || o.NoFailSetgroups {
 		return p.groups(o, f)
 	}
