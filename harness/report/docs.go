@@ -109,7 +109,11 @@ func Docs(root string) (map[string][]byte, error) {
 		return nil, err
 	}
 	if p != nil {
-		out[docsDir+"/best-practices.md"] = []byte(b.practicesPage(p, links{Evidence: "evidence/", Scenarios: "generated/scenarios/", Claims: "generated/claims.md"}))
+		text, err := b.practicesPage(p, links{Evidence: "evidence/", Scenarios: "generated/scenarios/", Claims: "generated/claims.md"})
+		if err != nil {
+			return nil, err
+		}
+		out[docsDir+"/best-practices.md"] = []byte(text)
 	}
 	who, err := b.loadLaunchers(tree)
 	if err != nil {

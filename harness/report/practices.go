@@ -35,11 +35,11 @@ type use struct {
 	Otherwise []sentence `toml:"otherwise"` // what happens otherwise
 }
 
-// variant is one way to start it: the command of a scenario. Line stands in for a scenario that is still to be written.
+// variant is one way to start it: the command of a scenario. In For, {subuid} and {subgid} stand for what the scenario's user has in /etc/subuid
+// and /etc/subgid.
 type variant struct {
 	For      string `toml:"for"`
 	Scenario string `toml:"scenario"`
-	Line     string `toml:"line"`
 }
 
 // sentence is something said, with what proves it: a claim in scenarios, or a source for what is no behaviour of a daemon.
@@ -67,6 +67,11 @@ func (b *book) loadPractices(tree fs.FS) (*practices, error) {
 		u := &p.Uses[i]
 		if useCases[u.Case] == "" || u.Title == "" || u.Scenario == "" || len(u.Commands) == 0 {
 			return nil, fmt.Errorf("%s: use %q: case (A to E), title, scenario and a command must be said", practicesFile, u.Case)
+		}
+		for _, v := range u.Commands {
+			if v.For == "" || b.scenario(v.Scenario) == nil {
+				return nil, fmt.Errorf("%s: use %s: the command %q wants a scenario that is there, not %q", practicesFile, u.Case, v.For, v.Scenario)
+			}
 		}
 		for _, part := range [][]sentence{u.When, u.Setup, u.Protects, u.Not, u.Otherwise} {
 			if err := b.checkSentences(part, u.Scenario); err != nil {
@@ -150,7 +155,7 @@ func (p *practices) sentences() iter.Seq[*sentence] {
 }
 
 // practicesPage is docs/best-practices.md.
-func (b *book) practicesPage(p *practices, l links) string {
+func (b *book) practicesPage(p *practices, l links) (string, error) {
 	var w strings.Builder
 	w.WriteString(strings.Replace(generatedNote, "what it comes from", practicesFile, 1))
 	w.WriteString("# Best practices for sandboxing virtiofsd\n\n")
@@ -174,12 +179,13 @@ func (b *book) practicesPage(p *practices, l links) string {
 	for _, u := range p.Uses {
 		fmt.Fprintf(&w, "## <a id=\"use-%s\"></a>%s: %s\n\n", strings.ToLower(u.Case), u.Case, u.Title)
 		for _, v := range u.Commands {
-			line, from := v.Line, "scenario "+v.Scenario+", not written yet"
-			if sc := b.scenario(v.Scenario); sc != nil {
-				line, _ = command(sc, "ours") // ours says every option
-				from = "scenario " + b.scenarioLink(l, sc)
+			sc := b.scenario(v.Scenario)
+			line, err := forReaders(sc)
+			if err != nil {
+				return "", fmt.Errorf("the command of %s: %w", v.Scenario, err)
 			}
-			fmt.Fprintf(&w, "%s (%s):\n\n    %s\n\n", v.For, from, line)
+			about := strings.NewReplacer("{subuid}", "`"+sc.Launch.SubUID+"`", "{subgid}", "`"+sc.Launch.SubGID+"`").Replace(v.For)
+			fmt.Fprintf(&w, "%s (scenario %s):\n\n    %s\n\n", about, b.scenarioLink(l, sc), line)
 		}
 		for _, part := range []struct {
 			title string
@@ -199,7 +205,7 @@ func (b *book) practicesPage(p *practices, l links) string {
 		fmt.Fprintf(&w, "### <a id=\"question-%d\"></a>%d. %s\n\n", i+1, i+1, q.Ask)
 		b.sentences(&w, q.Answer, l)
 	}
-	return w.String()
+	return w.String(), nil
 }
 
 // measuredShort says what the page rests on.

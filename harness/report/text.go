@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"virtiofsd/harness/claim"
@@ -34,11 +35,37 @@ func mdTable(b *strings.Builder, head []string, rows [][]string) {
 	b.WriteString("\n")
 }
 
-// names of the directories in printed commands.
+// names of the directories in printed commands. Only root may make a socket in /run itself. A container's user, and the root of a namespace in
+// which the user's own id is not, need a directory that somebody gives them.
 const (
 	exampleShare  = "/srv/share"
 	exampleSocket = "/run/vm1-fs.sock"
+	usersSocket   = "$XDG_RUNTIME_DIR/vm1-fs.sock"
+	givenSocket   = "/run/vm1/fs.sock"
 )
+
+// socketOf is where whoever starts a scenario's daemon can make a socket.
+func socketOf(s *scenario.Scenario) string {
+	switch {
+	case s.Launch.UID == 0:
+		return exampleSocket
+	case slices.Equal(s.Launch.Capabilities, []string{"none"}), len(s.Launch.Wrap) > 0 && s.Share.UID != s.Launch.UID:
+		return givenSocket
+	}
+	return usersSocket
+}
+
+// exampleID is the user's id in commands for readers: that of the first user of most systems.
+const exampleID = 1000
+
+// forReaders is the command of a scenario for a user of the first id, instead of the harness's.
+func forReaders(s *scenario.Scenario) (string, error) {
+	line, err := command(s, "ours") // ours says every option
+	if s.Launch.UID != 0 {
+		line = strings.ReplaceAll(line, fmt.Sprintf(":%d:", s.Launch.UID), fmt.Sprintf(":%d:", exampleID))
+	}
+	return line, err
+}
 
 // command is what a scenario starts, as a person would type it, in an implementation's dialect. The error says what that cannot express.
 func command(s *scenario.Scenario, dialect string) (string, error) {
@@ -55,7 +82,7 @@ func command(s *scenario.Scenario, dialect string) (string, error) {
 	for _, w := range argv {
 		all = append(all, quote(w))
 	}
-	return strings.Join(all, " "), nil
+	return strings.ReplaceAll(strings.Join(all, " "), exampleSocket, socketOf(s)), nil
 }
 
 // quote makes one word of a shell's line.
