@@ -35,6 +35,8 @@ type starter struct {
 	Ready    string   `toml:"ready"`
 	Ends     string   `toml:"ends"`
 	Use      []string `toml:"use"` // what to change to use ours
+
+	modes []string // of its scripts
 }
 
 // runtime is a container runtime in which a daemon runs.
@@ -48,7 +50,7 @@ type runtime struct {
 // script is one of cmd/virtiofsd's scripts.
 type script struct {
 	about string     // the first comment: which launcher, and the source that was read
-	mode  string     // which use case it is
+	modes []string   // which use cases it is: letters, in their order
 	argvs [][]string // of its launches
 }
 
@@ -72,7 +74,10 @@ func readScript(tree fs.FS, name string) (*script, error) {
 		s.about = strings.TrimSpace(s.about + " " + text)
 	}
 	if m := modeLine.FindSubmatch(b); m != nil {
-		s.mode = string(m[1])
+		s.modes = strings.Split(string(m[1]), ", ")
+		if !slices.IsSorted(s.modes) || slices.ContainsFunc(s.modes, func(c string) bool { return useCases[c] == "" }) {
+			return nil, fmt.Errorf("script %s: mode %q: letters from A to E, in their order, with commas between them", name, m[1])
+		}
 	}
 	for _, m := range launchLine.FindAllStringSubmatch(string(b), -1) {
 		_, argv, ok := strings.Cut(m[1], "-- ")
@@ -91,7 +96,7 @@ func (b *book) loadLaunchers(tree fs.FS) (*launchers, error) {
 		return nil, err
 	}
 	shown := map[string]bool{}
-	for _, one := range l.Launchers {
+	for i, one := range l.Launchers {
 		if one.Name == "" || len(one.Runs) == 0 || one.Ready == "" || one.Ends == "" || len(one.Use) == 0 || b.scenario(one.Scenario) == nil {
 			return nil, fmt.Errorf("%s: launcher %q: runs, scenario, ready, ends and use must be said", launchersFile, one.Name)
 		}
@@ -100,10 +105,14 @@ func (b *book) loadLaunchers(tree fs.FS) (*launchers, error) {
 			if err != nil {
 				return nil, err
 			}
+			l.Launchers[i].modes = slices.Compact(slices.Sorted(slices.Values(append(l.Launchers[i].modes, s.modes...))))
 			if len(r.Lines) == 0 || slices.Min(r.Lines) < 1 || slices.Max(r.Lines) > len(s.argvs) {
 				return nil, fmt.Errorf("%s: launcher %q: script %s has the command lines 1 to %d, not %v", launchersFile, one.Name, r.Script, len(s.argvs), r.Lines)
 			}
 			shown[r.Script] = true
+		}
+		if c := b.scenario(one.Scenario).UseCase; !slices.Contains(l.Launchers[i].modes, c) {
+			return nil, fmt.Errorf("%s: launcher %q: its scripts are of the use cases %v, and the scenario %s of %s", launchersFile, one.Name, l.Launchers[i].modes, one.Scenario, c)
 		}
 	}
 	for _, r := range l.Runtimes {
@@ -121,7 +130,7 @@ func (b *book) loadLaunchers(tree fs.FS) (*launchers, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.mode != "" && !shown[name] {
+		if len(s.modes) > 0 && !shown[name] {
 			return nil, fmt.Errorf("%s: no launcher runs the script %s", launchersFile, name)
 		}
 	}
@@ -140,7 +149,7 @@ func (b *book) launchersPage(l *launchers, tree fs.FS) (string, error) {
 	var rows [][]string
 	for _, one := range l.Launchers {
 		s := b.scenario(one.Scenario)
-		rows = append(rows, []string{mdLink(one.Name, "#"+anchor(one.Name)), s.UseCase, b.scenarioLink(at, s)})
+		rows = append(rows, []string{mdLink(one.Name, "#"+anchor(one.Name)), strings.Join(one.modes, ", "), b.scenarioLink(at, s)})
 	}
 	mdTable(&w, []string{"launcher", "use case", "most like"}, rows)
 	for _, one := range l.Launchers {
@@ -150,7 +159,7 @@ func (b *book) launchersPage(l *launchers, tree fs.FS) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			fmt.Fprintf(&w, "%s Use case: %s. Script: %s.\n\n", s.about, s.mode, mdLink(r.Script, "../"+scriptsDir+"/"+r.Script+".txtar"))
+			fmt.Fprintf(&w, "%s %s Script: %s.\n\n", s.about, useCaseLinks(s.modes), mdLink(r.Script, "../"+scriptsDir+"/"+r.Script+".txtar"))
 			for _, n := range r.Lines {
 				fmt.Fprintf(&w, "    %s\n", shellLine(s.argvs[n-1]))
 			}
@@ -170,6 +179,18 @@ func (b *book) launchersPage(l *launchers, tree fs.FS) (string, error) {
 	}
 	mdTable(&w, []string{"runtime", "what it has to allow", "options", "scenario"}, rows)
 	return w.String(), nil
+}
+
+// useCaseLinks names use cases, with links to the advice on each.
+func useCaseLinks(modes []string) string {
+	var all []string
+	for _, m := range modes {
+		all = append(all, mdLink(m, "best-practices.md#use-"+strings.ToLower(m)))
+	}
+	if len(all) == 1 {
+		return "Use case " + all[0] + "."
+	}
+	return "Use cases " + strings.Join(all, ", ") + "."
 }
 
 // shellLine is a script's command line as a person would type it.

@@ -40,6 +40,35 @@ func TestAdviceAgreesWithTheScenarios(t *testing.T) {
 	assert.GreaterOrEqual(t, len(p.Questions), 10, "each question of the issue has its answer")
 }
 
+// TestLaunchersAreWhatTheAdviceSays: a launcher that the advice names for a use case is said to be of it on the launchers' page.
+func TestLaunchersAreWhatTheAdviceSays(t *testing.T) {
+	b, err := load(root)
+	require.NoError(t, err)
+	tree := os.DirFS(root)
+	p, err := b.loadPractices(tree)
+	require.NoError(t, err)
+	l, err := b.loadLaunchers(tree)
+	require.NoError(t, err)
+	modes := map[string][]string{} // by the first word of a launcher's name
+	for _, one := range l.Launchers {
+		name := strings.Trim(strings.Fields(one.Name)[0], ",")
+		modes[name] = append(modes[name], one.modes...)
+		assert.NotEmpty(t, one.modes, one.Name)
+	}
+	named := 0
+	for _, u := range p.Uses {
+		for _, s := range u.When {
+			for name, has := range modes {
+				if strings.Contains(s.Source, " it so") && strings.Contains(s.Source, name) {
+					named++
+					assert.Contains(t, has, u.Case, "%s: %s", name, s.Source)
+				}
+			}
+		}
+	}
+	assert.Greater(t, named, 10)
+}
+
 // TestTroublesAreStillPrinted: an explained message must stand in the daemon's source.
 func TestTroublesAreStillPrinted(t *testing.T) {
 	tree := os.DirFS(root)
