@@ -43,6 +43,24 @@ func defaultOf(f Flag) string {
 	return ""
 }
 
+// differences are what an option that the Rust virtiofsd has as well does otherwise there.
+var differences = map[string]string{
+	"sandbox":            "has no pivot_root",
+	"inode-file-handles": "1.14: default prefer",
+	"killpriv-v2":        "off by default",
+	"no-killpriv-v2":     "the default",
+	"thread-pool-size":   "0, the default: no pool",
+	"rlimit-nofile":      "default: 1000000, or what fs.nr_open leaves",
+}
+
+// unlike is what the Rust virtiofsd has otherwise, "" where it is the same.
+func unlike(f Flag) string {
+	if f.Since != "" {
+		return "does not have it"
+	}
+	return differences[f.Name]
+}
+
 // spelled is how a flag is written: all of its forms.
 func spelled(f Flag) []string {
 	name := "--" + f.Name
@@ -63,13 +81,16 @@ func spelled(f Flag) []string {
 func Reference() string {
 	var b strings.Builder
 	b.WriteString("<!-- Generated from internal/config. Do not edit: change the table of flags, then `make fix-docs`. -->\n\n# Options of virtiofsd\n\n" +
-		"Both `--name=value` and `--name value` are understood. A scalar that is repeated counts as said last; maps and translations collect. " +
-		"Names, grammar and defaults are those of the Rust virtiofsd, unless the last column says otherwise. How the modes of the sandbox are used: [best practices](../best-practices.md).\n\n")
+		"A value follows as `--name=value` or `--name value`; one that may be left out (`[=…]`) only as `--name=value`. " +
+		"If a single-valued option is repeated, the last one wins; maps and translations accumulate. " +
+		"Names, grammar and defaults are those of the Rust virtiofsd (1.13 and 1.14), unless the last column says otherwise. " +
+		"Which sandbox to choose: [the decision guide](decide.md) and [best practices](../best-practices.md). " +
+		"Which requests of a guest each option changes: [requests and flags](opcodes.md).\n\n")
 	for _, g := range groups {
-		fmt.Fprintf(&b, "## %s\n\n| option | default | meaning | only in |\n|---|---|---|---|\n", g)
+		fmt.Fprintf(&b, "## %s\n\n| option | default | meaning | the Rust virtiofsd |\n|---|---|---|---|\n", g)
 		for _, f := range Flags() {
 			if f.Group == g && !f.Hidden {
-				fmt.Fprintf(&b, "| <a id=\"%s\"></a>`%s` | %s | %s | %s |\n", f.Name, strings.Join(spelled(f), "`, `"), defaultOf(f), f.Help, f.Since)
+				fmt.Fprintf(&b, "| <a id=\"%s\"></a>`%s` | %s | %s | %s |\n", f.Name, strings.Join(spelled(f), "`, `"), defaultOf(f), f.Help, unlike(f))
 			}
 		}
 		b.WriteString("\n")
@@ -127,7 +148,8 @@ What the sandbox would do with given options, and why, is shown by
 which does nothing and needs no privilege. Which ways of sandboxing work for the caller on this host, and what the others lack, is shown by
 .BR \-\-check .
 .SH OPTIONS
-A value follows after '=' or as the next word.
+A value follows after '=' or as the next word. A value in brackets may be left out, and follows only after '='. If a single-valued option
+is repeated, the last one wins; maps and translations accumulate.
 `)
 	for _, g := range groups {
 		fmt.Fprintf(&b, ".SS %s\n", roff(g))

@@ -47,6 +47,38 @@ func TestDefaultsAreTheParsers(t *testing.T) {
 	assert.GreaterOrEqual(t, seen, 9)
 }
 
+// TestDifferencesFromRustAreSaid: where the Rust daemon has an option and another default, the reference says so.
+func TestDifferencesFromRustAreSaid(t *testing.T) {
+	flags := map[string]Flag{}
+	for _, f := range Flags() {
+		flags[f.Name] = f
+	}
+	for name := range differences {
+		f, ok := flags[name]
+		assert.True(t, ok && f.Since == "" && !f.Hidden, "--%s is no option that both daemons have", name)
+	}
+	files, err := filepath.Glob("testdata/rust-*.options")
+	require.NoError(t, err)
+	seen := 0
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for line := range strings.Lines(string(b)) {
+			words := strings.Fields(line)
+			if len(words) != 3 || !strings.HasPrefix(words[0], "--") {
+				continue
+			}
+			f := flags[strings.TrimPrefix(words[0], "--")]
+			if f.Hidden || f.Name == "" {
+				continue
+			}
+			seen++
+			assert.True(t, defaultOf(f) == words[2] || differences[f.Name] != "", "%s: %s; --%s has the default %q here", file, strings.TrimSpace(line), f.Name, defaultOf(f))
+		}
+	}
+	assert.Greater(t, seen, 10)
+}
+
 // TestEveryValueHasADefault: an option with an argument either has a default, or is one of those that have none.
 func TestEveryValueHasADefault(t *testing.T) {
 	none := []string{"shared-dir", "tag", "socket-path", "socket-group", "fd", "modcaps", "xattrmap", "translate-uid", "translate-gid", "report-fd", "ready-fd", "stats-fd", "single-user", "completion"}

@@ -93,19 +93,19 @@ func Flags() []Flag {
 
 		{Name: "socket-path", Arg: "PATH", Group: "Connection", Help: "socket to listen on for the front-end", set: text(func(o *Options) *string { return &o.SocketPath })},
 		{Name: "socket-group", Arg: "GROUP", Group: "Connection", Help: "group that may connect to the socket", set: text(func(o *Options) *string { return &o.SocketGroup })},
-		{Name: "fd", Arg: "N", Group: "Connection", Help: "descriptor of a socket that listens already; without it and --socket-path, the one of socket activation (LISTEN_FDS)", set: number(func(o *Options) *int { return &o.FD }, 0, 1<<20)},
+		{Name: "fd", Arg: "N", Group: "Connection", Help: "descriptor of a socket that is already listening; without it and --socket-path, the one of socket activation (LISTEN_FDS)", set: number(func(o *Options) *int { return &o.FD }, 0, 1<<20)},
 		{Name: "socket", Arg: "PATH", Group: "Connection", Hidden: true, Help: "the older name of --socket-path", set: text(func(o *Options) *string { return &o.SocketPath })},
-		{Name: "ready-fd", Arg: "N", Group: "Connection", Since: "this daemon", Help: "descriptor that gets the line READY=1, and is closed, when a front-end may connect", set: number(func(o *Options) *int { return &o.ReadyFD }, 3, 1<<20)},
-		{Name: "keep-listening", Group: "Connection", Since: "this daemon", Help: "serve again after the front-end left, for VMMs that reconnect on reboot", set: on(func(o *Options) *bool { return &o.KeepListening })},
+		{Name: "ready-fd", Arg: "N", Group: "Connection", Since: "this daemon", Help: "descriptor to which the line READY=1 is written when a front-end may connect, and which is then closed", set: number(func(o *Options) *int { return &o.ReadyFD }, 3, 1<<20)},
+		{Name: "keep-listening", Group: "Connection", Since: "this daemon", Help: "serve again after the front-end has left, for VMMs that reconnect on reboot", set: on(func(o *Options) *bool { return &o.KeepListening })},
 
 		choice(Flag{Name: "sandbox", Arg: "MODE", Group: "Sandbox", Help: "namespace: own namespaces and pivot_root; pivot_root: own mount namespace only, inside a sandbox of the caller; chroot; none"}, func(o *Options) *string { return &o.Sandbox }, SandboxNamespace, SandboxPivotRoot, SandboxChroot, SandboxNone),
 		{Name: "uid-map", Arg: ":IN:OUT:COUNT:", Group: "Sandbox", Help: "map user ids into the sandbox's user namespace; may be repeated", set: ranges(func(o *Options) *idmap.Map { return &o.UIDMap })},
 		{Name: "gid-map", Arg: ":IN:OUT:COUNT:", Group: "Sandbox", Help: "map group ids; may be repeated", set: ranges(func(o *Options) *idmap.Map { return &o.GIDMap })},
 		{Name: "no-fail-setgroups", Group: "Sandbox", Since: "this daemon", Help: "go on where supplementary groups cannot be dropped; only where one group id is mapped", set: on(func(o *Options) *bool { return &o.NoFailSetgroups })},
-		choice(Flag{Name: "seccomp", Arg: "ACTION", Group: "Sandbox", Help: "what happens on a system call that is not on the list: kill, trap, or log, which names it and lets it through; none installs no filter"}, func(o *Options) *string { return &o.Seccomp }, "none", "kill", "log", "trap"),
-		choice(Flag{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: have the kernel's Landlock refuse all files but those of the share; on fails where it cannot"}, func(o *Options) *string { return &o.Landlock }, "auto", "on", "off"),
+		choice(Flag{Name: "seccomp", Arg: "ACTION", Group: "Sandbox", Help: "what a system call that is not on the list leads to: kill, trap, or log, which names it and lets it through; none installs no filter"}, func(o *Options) *string { return &o.Seccomp }, "none", "kill", "log", "trap"),
+		choice(Flag{Name: "landlock", Arg: "WHEN", Group: "Sandbox", Since: "this daemon", Help: "auto, on, off: let the kernel's Landlock refuse all files outside the share; on fails where it cannot"}, func(o *Options) *string { return &o.Landlock }, "auto", "on", "off"),
 		{Name: "modcaps", Arg: "LIST", Group: "Sandbox", Help: "change the capabilities that are kept: +cap adds, -cap drops, joined by colons", set: text(func(o *Options) *string { return &o.ModCaps })},
-		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor that gets what the sandbox has reached, as read back from /proc, as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
+		{Name: "report-fd", Arg: "N", Group: "Sandbox", Since: "this daemon", Help: "descriptor to which the state of the finished sandbox, as read back from /proc, is written as one line of JSON", set: number(func(o *Options) *int { return &o.ReportFD }, 3, 1<<20)},
 		{Name: "rlimit-nofile", Arg: "N", Group: "Sandbox", Help: "limit of open files; 0 leaves it as it is; default: 1000000, or what fs.nr_open and fs.file-max leave", set: func(o *Options, v string) error {
 			n, err := strconv.ParseUint(v, 10, 31)
 			if err != nil || n > 0 && n < MinFiles {
@@ -127,16 +127,16 @@ func Flags() []Flag {
 			return nil
 		}},
 		{Name: "posix-acl", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: POSIX access control lists; implies --xattr", Words: negotiation, set: negotiate(func(o *Options) *string { return &o.PosixACL })},
-		{Name: "security-label", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: security labels on new files", Words: negotiation, set: negotiate(func(o *Options) *string { return &o.SecurityLabel })},
+		{Name: "security-label", Arg: "WHEN", Bare: "always", Group: "File system", Help: "never, auto, always: security labels on new files; implies --xattr", Words: negotiation, set: negotiate(func(o *Options) *string { return &o.SecurityLabel })},
 		{Name: "writeback", Group: "File system", Help: "let the guest write back its cache", set: on(func(o *Options) *bool { return &o.Writeback })},
 		{Name: "no-readdirplus", Group: "File system", Help: "list directories without attributes", set: on(func(o *Options) *bool { return &o.NoReaddirplus })},
-		{Name: "announce-submounts", Group: "File system", Help: "tell the guest of mount points in the share (default)", set: on(func(o *Options) *bool { return &o.AnnounceSubmounts })},
-		{Name: "no-announce-submounts", Group: "File system", Help: "do not", set: off(func(o *Options) *bool { return &o.AnnounceSubmounts })},
+		{Name: "announce-submounts", Group: "File system", Help: "tell the guest about mount points in the share (default)", set: on(func(o *Options) *bool { return &o.AnnounceSubmounts })},
+		{Name: "no-announce-submounts", Group: "File system", Help: "do not tell the guest about mount points in the share", set: off(func(o *Options) *bool { return &o.AnnounceSubmounts })},
 		{Name: "allow-direct-io", Group: "File system", Help: "honour O_DIRECT of guest programs on the host", set: on(func(o *Options) *bool { return &o.AllowDirectIO })},
-		{Name: "no-allow-direct-io", Group: "File system", Hidden: true, Help: "do not", set: off(func(o *Options) *bool { return &o.AllowDirectIO })},
+		{Name: "no-allow-direct-io", Group: "File system", Hidden: true, Help: "the default: no O_DIRECT on the host", set: off(func(o *Options) *bool { return &o.AllowDirectIO })},
 		{Name: "allow-mmap", Group: "File system", Help: "allow shared mappings where the cache policy is metadata or never", set: on(func(o *Options) *bool { return &o.AllowMmap })},
 		{Name: "killpriv-v2", Group: "File system", Help: "clear set-id bits on the host when data changes (default)", set: on(func(o *Options) *bool { return &o.KillprivV2 })},
-		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then truncates by a second request when it opens a file", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
+		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then needs a second request to truncate a file that it opens", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "preserve-noatime", Group: "File system", Help: "honour O_NOATIME of guest programs", set: on(func(o *Options) *bool { return &o.PreserveNoatime })},
 		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system", Words: []string{"never", "prefer", "mandatory"}, set: func(o *Options, v string) error {
 			if v == "fallback" { // its older name
@@ -146,7 +146,7 @@ func Flags() []Flag {
 		}},
 		{Name: "translate-uid", Arg: "RULE", Group: "File system", Help: "translate user ids between guest and host in software; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateUID })},
 		{Name: "translate-gid", Arg: "RULE", Group: "File system", Help: "translate group ids; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateGID })},
-		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (left out: with the ids that the daemon has)", set: singleUser},
+		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (without a value: the daemon's own ids)", set: singleUser},
 		{Name: "flock", Group: "File system", Since: "this daemon", Help: "take flock locks on the host", set: on(func(o *Options) *bool { return &o.Flock })},
 		{Name: "posix-lock", Group: "File system", Since: "this daemon", Help: "take POSIX record locks on the host", set: on(func(o *Options) *bool { return &o.PosixLock })},
 		choice(Flag{Name: "migration-mode", Arg: "MODE", Group: "File system", Hidden: true, Help: "accepted: find-paths, file-handles"}, func(o *Options) *string { return &o.MigrationMode }, "find-paths", "file-handles"),
@@ -154,18 +154,18 @@ func Flags() []Flag {
 		{Name: "migration-verify-handles", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationVerifyHandles })},
 		{Name: "migration-confirm-paths", Group: "File system", Hidden: true, Help: "accepted", set: on(func(o *Options) *bool { return &o.MigrationConfirms })},
 
-		{Name: "thread-pool-size", Arg: "N", Group: "Queues", Help: "threads of a queue that serve at once by choice; 0 chooses: 2, or 1 where polling is off", set: number(func(o *Options) *int { return &o.ThreadPoolSize }, 0, 1024)},
-		{Name: "request-queues", Arg: "N", Group: "Queues", Since: "this daemon", Help: "most request queues that a front-end may use", set: number(func(o *Options) *int { return &o.RequestQueues }, 1, 64)},
+		{Name: "thread-pool-size", Arg: "N", Group: "Queues", Help: "threads of a queue that serve at the same time, besides those that wait for the host's file system; 0 chooses: 2, or 1 where polling is off", set: number(func(o *Options) *int { return &o.ThreadPoolSize }, 0, 1024)},
+		{Name: "request-queues", Arg: "N", Group: "Queues", Since: "this daemon", Help: "largest number of request queues that a front-end may use", set: number(func(o *Options) *int { return &o.RequestQueues }, 1, 64)},
 		{Name: "poll-us", Arg: "N", Group: "Queues", Since: "this daemon", Help: "longest time in microseconds to poll a busy queue before sleeping; 0 never polls", set: number(func(o *Options) *int { return &o.PollMicros }, 0, 1000)},
 
 		{Name: "log-level", Arg: "LEVEL", Group: "Log", Help: "error, warn, info, debug, trace, off; RUST_LOG overrides it", Words: []string{"error", "warn", "info", "debug", "trace", "off"}, set: func(o *Options, v string) error {
 			return word(func(o *Options) *string { return &o.LogLevel }, "error", "warn", "info", "debug", "trace", "off")(o, strings.ToLower(v))
 		}},
-		choice(Flag{Name: "log-format", Arg: "FORMAT", Group: "Log", Since: "this daemon", Help: "text, or json: an object a line with time, level and msg"}, func(o *Options) *string { return &o.LogFormat }, "text", "json"),
+		choice(Flag{Name: "log-format", Arg: "FORMAT", Group: "Log", Since: "this daemon", Help: "text, or json: one object per line, with time, level and msg"}, func(o *Options) *string { return &o.LogFormat }, "text", "json"),
 		{Name: "syslog", Group: "Log", Help: "log to syslog instead of standard error", set: on(func(o *Options) *bool { return &o.Syslog })},
-		{Name: "stats-fd", Arg: "N", Group: "Log", Since: "this daemon", Help: "descriptor that gets a line of JSON with the counters at SIGUSR1, and one when a front-end has left; without it SIGUSR1 writes to the log", set: number(func(o *Options) *int { return &o.StatsFD }, 3, 1<<20)},
+		{Name: "stats-fd", Arg: "N", Group: "Log", Since: "this daemon", Help: "descriptor to which the counters are written as a line of JSON on SIGUSR1, and when a front-end has left; without it SIGUSR1 writes them to the log", set: number(func(o *Options) *int { return &o.StatsFD }, 3, 1<<20)},
 		{Name: "debug", Short: "d", Group: "Log", Hidden: true, Help: "--log-level debug", set: func(o *Options, _ string) error { o.LogLevel = "debug"; return nil }},
-		{Name: "foreground", Short: "f", Group: "Log", Hidden: true, Help: "accepted: the daemon never goes to the background", set: func(*Options, string) error { return nil }},
+		{Name: "foreground", Short: "f", Group: "Log", Hidden: true, Help: "accepted: the daemon always stays in the foreground", set: func(*Options, string) error { return nil }},
 
 		{Name: "help", Short: "h", Group: "Print and exit", Help: "show this help", set: on(func(o *Options) *bool { return &o.Help })},
 		{Name: "version", Short: "V", Group: "Print and exit", Help: "show the version", set: on(func(o *Options) *bool { return &o.Version })},
