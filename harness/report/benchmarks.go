@@ -65,6 +65,24 @@ func readReport[T any](tree fs.FS, file string) (*T, error) {
 	return r, nil
 }
 
+// ratios is how the tables' comparisons are made: what a reader would divide instead is something else.
+const ratios = "A ratio is the median of the ratios of each round, not the ratio of the medians beside it, so the two may differ where rounds do; " +
+	"p is the probability that rounds as different as these come from equals: from 0.05 on the two cannot be told apart. "
+
+// perPass reports whether an operation of a workload is a pass over all of its files or entries, which its rate counts one by one.
+func perPass(w bench.Workload) bool {
+	return w.Unit == "entries" || w.Unit == "files" || w.Name == "read-cold-128k"
+}
+
+// cpuOf is a daemon's processor time for an operation.
+func cpuOf(r *bench.Report, w bench.Workload, d string) string {
+	text := fmt.Sprintf("%.2f µs", median(r.Of(w.Name, d, bench.CPU)))
+	if perPass(w) {
+		text += " a pass"
+	}
+	return text
+}
+
 // figureOf is what a workload's measure reads of a sample.
 func figureOf(w bench.Workload) func(bench.Sample) float64 {
 	if w.Measure == bench.Latency {
@@ -90,7 +108,7 @@ func benchPage(m measures) string {
 	var w strings.Builder
 	w.WriteString(generatedNote + "# Benchmarks\n\n")
 	if m.rings == nil {
-		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust --json docs/evidence/bench.json` on a machine with nothing else to do, then `make fix-docs`.\n\n")
+		w.WriteString("Not measured yet. `bin/vfsmatrix bench --impl ours,c,rust,rust-next --json docs/evidence/bench.json` on a machine that does nothing else, then `make fix-docs`.\n\n")
 	} else {
 		ringTables(&w, m.rings)
 	}
@@ -98,8 +116,8 @@ func benchPage(m measures) string {
 		asleepTable(&w, m.asleep)
 	}
 	if g := m.guest; g != nil {
-		fmt.Fprintf(&w, "## In a guest\n\nWhat programs in a virtual machine see: for each of the rounds a fresh process of the daemon, a fresh guest, a fresh copy of the share, and the guest's caches dropped before each program. "+
-			"Medians; `cpu` is the processor time of the daemon's processes, of fio for one operation. %s%s\n\n", g.Others(), cellText(g.Method()))
+		fmt.Fprintf(&w, "## In a guest\n\nWhat programs in a virtual machine see: each round has a fresh process of the daemon, a fresh guest and a fresh copy of the share, and the guest's caches are dropped before each program. "+
+			"Medians; `cpu` is the processor time of the daemon's processes: for one operation of fio, and for the whole run of another program. %s%s%s\n\n", ratios, g.Others(), cellText(g.Method()))
 		benchTable(&w, g.Table())
 		w.WriteString("The programs: " + strings.Join(g.Whats(), "; ") + ".\n")
 	}
@@ -109,16 +127,13 @@ func benchPage(m measures) string {
 // asleepTable compares the first daemon with the best other where processors that have nothing to do are slow to come back.
 func asleepTable(w *strings.Builder, r *bench.Report) {
 	first := r.Daemons[0]
-	fmt.Fprintf(w, "## Where processors fall asleep\n\nThe same workloads where a processor with nothing to do is slow to come back: a thread that sleeps and is woken up costs up to %.0f µs there and back, by the host's mood. "+
-		"Whoever spares a wake-up is far ahead at depth 1. %d rounds; host: %s.\n\n", slices.Max(append(r.FloorUS, 0)), r.Rounds, cellText(bench.Machinery(r.Host)))
-	cpu := func(wl bench.Workload, d string) string {
-		return fmt.Sprintf("%.2f µs", median(r.Of(wl.Name, d, bench.CPU)))
-	}
+	fmt.Fprintf(w, "## Where processors fall asleep\n\nThe same workloads where a processor with nothing to do is slow to come back: a thread that sleeps and is woken costs up to %.0f µs there and back, depending on the host. "+
+		"A daemon that saves a wake-up is far ahead at depth 1. %d rounds; host: %s. %s\n\n", slices.Max(append(r.FloorUS, 0)), r.Rounds, cellText(bench.Machinery(r.Host)), strings.TrimSpace(ratios))
 	var rows [][]string
 	for _, wl := range r.Work {
 		if best := r.Best(wl, first); best != "" && len(r.Of(wl.Name, first, figureOf(wl))) > 0 {
 			c := r.Compare(wl, first, best)
-			rows = append(rows, []string{wl.Name, amount(r, wl, first), cpu(wl, first), title(best), amount(r, wl, best), cpu(wl, best), fmt.Sprintf("%.2f × (p=%.3f)", c.Times, c.P)})
+			rows = append(rows, []string{wl.Name, amount(r, wl, first), cpuOf(r, wl, first), title(best), amount(r, wl, best), cpuOf(r, wl, best), fmt.Sprintf("%.2f × (p=%.3f)", c.Times, c.P)})
 		}
 	}
 	mdTable(w, []string{"workload", title(first), "CPU", "the best other", "has", "CPU", title(first) + " against it"}, rows)
@@ -133,19 +148,19 @@ func ringTables(w *strings.Builder, r *bench.Report) {
 		stateTable(w, r)
 	}
 	if rows := r.CallTable(); len(rows) > 1 {
-		w.WriteString("## System calls\n\nOf the daemon's processes, counted by strace apart from the timing: for each operation, entry or file, with what cleans up after it. A traced daemon is slower, so it sleeps and wakes more often than without.\n\n")
+		w.WriteString("## System calls\n\nOf the daemon's processes, counted by strace in a run of its own: for each operation, entry or file, including what cleans up after it. A traced daemon is slower, so it sleeps and wakes more often.\n\n")
 		benchTable(w, rows)
 	}
 	if rows := r.ScaleTable(); len(rows) > 1 {
-		w.WriteString("## Scale\n\nWhat one item costs among n: a cost that grows in proportion shows as a constant. On several queues it is the time from one reply to the next, whichever queue it comes on.\n\n")
+		w.WriteString("## Scale\n\nWhat one item costs among n: a total cost that grows in proportion to n shows as a constant. With several queues it is the time from one reply to the next, on whichever queue.\n\n")
 		benchTable(w, rows)
 	}
 	if rows := r.ContestTable(); len(rows) > 1 {
-		w.WriteString("## Beside threads that compute\n\nAs many as there are processors compute while a guest asks at depth 1: what it gets, and what is left to them of what they do alone.\n\n")
+		w.WriteString("## Beside threads that compute\n\nAs many threads as there are processors compute while a guest makes requests at depth 1: what the guest gets, and how much the threads still do of what they do alone.\n\n")
 		benchTable(w, rows)
 	}
 	if rows := r.StartTable(); len(rows) > 1 {
-		w.WriteString("## Until a daemon is ready\n\nFrom the launcher's exec, with the wrapper that the scenario puts before the daemon, until the socket is there: medians. - is for what a daemon cannot do or refuses.\n\n")
+		w.WriteString("## Until a daemon is ready\n\nFrom the launcher's exec, including the wrapper that the scenario puts before the daemon, until the socket exists: medians. - stands for what a daemon cannot do or refuses.\n\n")
 		benchTable(w, rows)
 	}
 }
@@ -162,8 +177,8 @@ func benchTable(w *strings.Builder, rows [][]string) {
 
 func workloadTables(w *strings.Builder, r *bench.Report) {
 	first := r.Daemons[0]
-	fmt.Fprintf(w, "Daemons in turns (A B, B A, …), a fresh process for each of %d rounds, without a virtual machine: a vhost-user front-end drives the rings. Medians of the rounds. "+
-		"Host: %s. A thread that sleeps on an eventfd and is woken costs %.1f µs there and back on this machine: no daemon that sleeps between requests is below that at depth 1.\n\n",
+	fmt.Fprintf(w, "Daemons take turns (A B, B A, …), with a fresh process for each of %d rounds and without a virtual machine: a vhost-user front-end drives the rings. Figures are medians of the rounds. "+
+		"Host: %s. A thread that sleeps on an eventfd and is woken takes %.1f µs there and back on this machine: no daemon that sleeps between requests can be faster than that at depth 1.\n\n",
 		r.Rounds, bench.Machinery(r.Host), median(r.FloorUS))
 	fmt.Fprintf(w, "## How many times as fast: %s against each other daemon\n\nRight of the line `%s` is faster, left of it slower. Pale bars: the rounds do not tell the two apart (p ≥ 0.05).\n\n![ratios](benchmarks.svg)\n\n", title(first), first)
 	head := []string{"workload", "what"}
@@ -175,7 +190,7 @@ func workloadTables(w *strings.Builder, r *bench.Report) {
 	for _, wl := range r.Work {
 		row := []string{wl.Name, cellText(wl.What)}
 		for _, d := range r.Daemons {
-			row = append(row, amount(r, wl, d), fmt.Sprintf("%.2f µs", median(r.Of(wl.Name, d, func(s bench.Sample) float64 { return s.CPU }))))
+			row = append(row, amount(r, wl, d), cpuOf(r, wl, d))
 			if len(r.Of(wl.Name, d, figureOf(wl))) == 0 {
 				row[len(row)-2], row[len(row)-1] = cellText(r.Failure(wl.Name, d)), ""
 			}
@@ -189,7 +204,8 @@ func workloadTables(w *strings.Builder, r *bench.Report) {
 		rows = append(rows, append(row, text))
 	}
 	mdTable(w, head, rows)
-	w.WriteString("CPU is that of the daemon's processes for one operation. Latencies are p50.\n\n")
+	w.WriteString("CPU is the processor time of the daemon's processes for one operation; \"a pass\" is one over all the entries, files or blocks that the workload names, while the rate beside it counts each of them. Latencies are p50.\n\n" +
+		ratios + "\n\n")
 	if rows := r.Modes(); rows != nil {
 		fmt.Fprintf(w, "## Variants of %s\n\n", title(first))
 		for _, d := range r.Daemons {
@@ -197,7 +213,7 @@ func workloadTables(w *strings.Builder, r *bench.Report) {
 				fmt.Fprintf(w, "`%s` is `%s` with `%s`. ", d, r.Variants[d], r.Options[d])
 			}
 		}
-		w.WriteString("Processor time for an operation against the other daemon that takes the least, and at depth 1 p50 as a multiple of the floor above.\n\n")
+		w.WriteString("Processor time for an operation compared with the other daemon that takes the least, and at depth 1 p50 as a multiple of the wake-up above.\n\n")
 		benchTable(w, rows)
 	}
 }

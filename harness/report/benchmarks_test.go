@@ -2,6 +2,8 @@ package report
 
 import (
 	"encoding/json"
+	"math"
+	"os"
 	"testing"
 	"testing/fstest"
 
@@ -110,6 +112,29 @@ func TestBenchPageShowsGuests(t *testing.T) {
 	tree[guestBenchFile] = &fstest.MapFile{Data: []byte("{}")}
 	_, err = loadBench(tree)
 	assert.ErrorContains(t, err, "names no daemons")
+}
+
+// TestNothingIsMeasurablySlower: what SPECIFICATION.md promises of the adopted benchmark.
+func TestNothingIsMeasurablySlower(t *testing.T) {
+	m, err := loadBench(os.DirFS(root))
+	require.NoError(t, err)
+	for name, r := range map[string]*bench.Report{benchFile: m.rings, asleepBenchFile: m.asleep} {
+		if r == nil {
+			continue // nothing is adopted: the page says so
+		}
+		first, product, n := r.Daemons[0], 1.0, 0
+		for _, w := range r.Work {
+			best := r.Best(w, first)
+			if best == "" {
+				continue
+			}
+			c := r.Compare(w, first, best)
+			assert.False(t, c.Times < 1 && c.P < 0.05, "%s, %s: %.2f × %s, p=%.3f", name, w.Name, c.Times, best, c.P)
+			product, n = product*c.Times, n+1
+		}
+		require.Greater(t, n, 20, name)
+		assert.Greater(t, math.Pow(product, 1/float64(n)), 1.0, name)
+	}
 }
 
 func TestMedian(t *testing.T) {
