@@ -87,8 +87,8 @@ func (b *book) specificationPage(s *specification, tree fs.FS) (string, error) {
 	l := links{Evidence: "docs/evidence/", Scenarios: "docs/generated/scenarios/", Claims: "docs/generated/claims.md"}
 	var w strings.Builder
 	w.WriteString(strings.Replace(generatedNote, "what it comes from", specificationFile, 1))
-	w.WriteString("# Specification\n\nWhat `virtiofsd` promises, and what enforces it. A test runs with `make test`; a claim was judged in the adopted run of the matrix " +
-		"([best practices](docs/best-practices.md), [all claims](docs/generated/claims.md)). What nothing enforces yet says **pending**. A promise that is found broken is a bug, " +
+	w.WriteString("# Specification\n\nWhat `virtiofsd` promises, and what enforces it. Tests run with `make test`, their long forms with `make test-long`; claims were judged in the adopted run of the matrix " +
+		"([best practices](docs/best-practices.md), [all claims](docs/generated/claims.md)). What nothing enforces yet says **pending**. A broken promise is a bug, " +
 		"whatever the code says; [how to report it](SECURITY.md).\n\n")
 	for i, p := range s.Promises {
 		fmt.Fprintf(&w, "## %d. %s\n\n%s\n\n", i+1, p.Title, p.Says)

@@ -169,6 +169,31 @@ func TestNoDeadLinks(t *testing.T) {
 	assert.Positive(t, checked)
 }
 
+// TestEveryPageIsReached: from README.md, link by link, a reader comes to every page.
+func TestEveryPageIsReached(t *testing.T) {
+	all := pages(t)
+	seen, next := map[string]bool{"README.md": true}, []string{"README.md"}
+	for len(next) > 0 {
+		page := next[0]
+		next = next[1:]
+		for _, target := range targets(all[page]) {
+			u, err := url.Parse(target)
+			require.NoError(t, err, "%s: %s", page, target)
+			file := path.Join(path.Dir(page), u.Path)
+			if _, isPage := all[file]; u.Scheme == "" && u.Path != "" && isPage && !seen[file] {
+				seen[file] = true
+				next = append(next, file)
+			}
+		}
+	}
+	for name := range all {
+		assert.True(t, seen[name], "no link leads to %s", name)
+	}
+	for _, name := range []string{"docs/generated/options.md", "docs/generated/decide.md", "SECURITY.md", "SPECIFICATION.md", "CONTRIBUTING.md", "docs/best-practices.md"} {
+		assert.Contains(t, string(all["README.md"]), "]("+name, "README.md names what everybody needs")
+	}
+}
+
 // TestHelpListsEveryTarget: what can be made is in `make help`, by the pattern of its awk.
 func TestHelpListsEveryTarget(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(root, "Makefile"))
@@ -188,7 +213,7 @@ func TestHelpListsEveryTarget(t *testing.T) {
 // pages are the Markdown and HTML pages of the tree.
 func pages(t *testing.T) map[string][]byte {
 	all := map[string][]byte{}
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/generated/*.md", "docs/generated/*.html", "docs/generated/*/*.md", "docs/evidence/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/generated/*.md", "docs/generated/*.html", "docs/generated/*/*.md", "docs/evidence/*.md", scriptsDir + "/*.md"} {
 		names, err := filepath.Glob(filepath.Join(root, pattern))
 		require.NoError(t, err)
 		for _, n := range names {
