@@ -93,12 +93,12 @@ func (b *book) faultsPage(f *Faults) string {
 	var s strings.Builder
 	s.WriteString(generatedNote + "# Planted faults\n\n")
 	if f == nil {
-		s.WriteString("None was planted yet: `make selftest`, then `bin/vfsmatrix selftest --adopt` as root.\n")
+		s.WriteString("None has been planted yet: `make selftest`, then `bin/vfsmatrix selftest --adopt` as root.\n")
 		return s.String()
 	}
-	fmt.Fprintf(&s, "A harness that cannot fail shows nothing. So faults are planted in the real daemon (%s, guest kernel %s), one at a time: by its command line, "+
-		"before it begins, or in its system calls, which a tracer leaves out, answers or changes. The claim that names the fault must fail; of all others only those may that the fault "+
-		"breaks with it. An honest daemon, wrapped and traced in the same way, violates none. Run it yourself: `make selftest`.\n\n", f.Daemon, f.Guest)
+	fmt.Fprintf(&s, "A harness that cannot fail proves nothing. So faults are planted in the real daemon (%s, guest kernel %s), one at a time: in its command line, "+
+		"before it starts, or in its system calls, which a tracer leaves out, answers or changes. The claim that names the fault must fail; other claims may fail only if the fault "+
+		"breaks them too. An honest daemon, wrapped and traced in the same way, violates none. Run it yourself: `make selftest`.\n\n", f.Daemon, f.Guest)
 	var rows [][]string
 	falsified := map[string]bool{}
 	for _, x := range f.Found {
@@ -117,7 +117,7 @@ func (b *book) faultsPage(f *Faults) string {
 		}
 	}
 	if len(never) > 0 {
-		fmt.Fprintf(&s, "\n%d claims out of %d were not seen to fail so, by this table or by what their text names: %s.\n", len(never), len(b.claims), strings.Join(never, ", "))
+		fmt.Fprintf(&s, "\n%d of %d claims were not seen to fail in this way, neither with a fault of this table nor with what their text names: %s.\n", len(never), len(b.claims), strings.Join(never, ", "))
 	}
 	return s.String()
 }

@@ -138,7 +138,7 @@ func (b *book) htmlCell(l links, c claim.Claim, s *scenario.Scenario, col htmlCo
 // measuredLines say what was measured, in plain text.
 func (b *book) measuredLines() []string {
 	if b.run == nil {
-		return []string{"Nothing has been measured yet: all prints as not shown yet."}
+		return []string{"Nothing has been measured yet: everything is printed as not shown yet."}
 	}
 	lines := []string{"Measured by run " + b.run.ID + "."}
 	var host []string

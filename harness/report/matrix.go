@@ -13,7 +13,7 @@ import (
 // measured says in one paragraph what a book's evidence is.
 func (b *book) measured() string {
 	if b.run == nil {
-		return "Nothing has been measured yet: there is no run in `docs/evidence`. All prints as not shown yet.\n\n"
+		return "Nothing has been measured yet: there is no run in `docs/evidence`. Everything is printed as not shown yet.\n\n"
 	}
 	var s strings.Builder
 	fmt.Fprintf(&s, "Measured by run `%s` (%s UTC).", b.run.ID, strings.TrimSuffix(strings.Replace(b.run.Started, "T", " ", 1), "Z"))
@@ -62,14 +62,14 @@ func legend() string {
 	for _, s := range []state{stHolds, stAbsent, stRefused, stKnown, stFail, stError, stSkip, stUnknown} {
 		parts = append(parts, fmt.Sprintf("%s %s", s.look().Sign, s.look().Means))
 	}
-	return strings.Join(parts, "; ") + ". An empty cell: " + stNone.look().Means + ". Several guest kernels share a cell, and the worst of them is shown.\n\n"
+	return strings.Join(parts, "; ") + ". An empty cell: " + stNone.look().Means + ". Guest kernels share a cell, which shows the worst of them.\n\n"
 }
 
 // matrix is the page of all claims for all scenarios and daemons.
 func (b *book) matrix(l links, htmlPage string) string {
 	var s strings.Builder
 	s.WriteString(generatedNote + "# The matrix: claims × scenarios × daemons\n\n")
-	fmt.Fprintf(&s, "A column is a [scenario](#scenarios), a row a claim, and each daemon has a table of its own. The same as [one HTML page](%s), with filters.\n\n", htmlPage)
+	fmt.Fprintf(&s, "Each column is a [scenario](#scenarios), each row a claim, and each daemon has a table of its own. The same is in [one HTML page](%s), with filters.\n\n", htmlPage)
 	s.WriteString(b.measured())
 	s.WriteString(legend())
 
@@ -225,8 +225,8 @@ func (b *book) differenceRows(l links, c claim.Claim, sc *scenario.Scenario, imp
 func (b *book) claimsPage(l links, faults *Faults, rules func(string) (means, of string)) string {
 	var s strings.Builder
 	s.WriteString(generatedNote + "# Claims\n\n")
-	s.WriteString("What is claimed of a virtio-fs daemon. A claim is written once, in `scenarios/claims/`; each scenario says whether it is to hold there. " +
-		"A claim which nothing was ever seen to violate proves little: it says so.\n\n")
+	s.WriteString("What is claimed about a virtio-fs daemon. A claim is written once, in `scenarios/claims/`; each scenario says whether it should hold there. " +
+		"A claim that was never seen to fail proves little, and says so.\n\n")
 	for _, a := range b.areas {
 		fmt.Fprintf(&s, "## %s\n\n%s\n\n", a.Title, a.About)
 		for _, c := range a.Claims {

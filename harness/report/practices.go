@@ -165,7 +165,7 @@ func (b *book) practicesPage(p *practices, l links) (string, error) {
 	w.WriteString(b.measuredShort(l))
 	shown, total := b.score(p)
 	fmt.Fprintf(&w, "Of %d sentences with a claim, %d are shown by the evidence.\n\n", total, shown)
-	w.WriteString("Proofs look so: " + stHolds.look().Sign + " claim, scenario, then the record for each guest kernel and the verdicts of the other daemons. " + legend())
+	w.WriteString("The small print below a sentence names the claim and the scenario, then the record for each guest kernel, and the verdicts on the other daemons. " + legend())
 	w.WriteString("## Which one?\n\n")
 	var rows [][]string
 	for _, u := range p.Uses {

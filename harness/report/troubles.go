@@ -130,7 +130,7 @@ func (t *troubles) stale(all []message) []string {
 func (t *troubles) page(all []message) string {
 	var w strings.Builder
 	w.WriteString(strings.Replace(generatedNote, "what it comes from", troublesFile+" or the daemon's messages", 1))
-	w.WriteString("# Troubleshooting\n\n`virtiofsd` says in one line on standard error what failed, on what, and what would help, and exits with status 1, or 2 where the command line is wrong. " +
+	w.WriteString("# Troubleshooting\n\n`virtiofsd` says in one line on standard error what failed, on what, and what would help. It exits with status 1, or with 2 if the command line is wrong. " +
 		"`virtiofsd --print-plan …` with the same options shows what the sandbox would do here, or why it cannot, without doing anything.\n\n")
 	w.WriteString("## Symptoms\n\n")
 	var rows [][]string
@@ -139,7 +139,7 @@ func (t *troubles) page(all []message) string {
 	}
 	mdTable(&w, []string{"what is seen", "cause", "remedy"}, rows)
 
-	w.WriteString("## Messages, explained\n\n… stands for names, numbers, and what the kernel says.\n\n")
+	w.WriteString("## Messages, explained\n\n… stands for names, numbers, and the kernel's message.\n\n")
 	rows = nil
 	explained := map[message]bool{}
 	for _, e := range t.Errors {
@@ -172,7 +172,7 @@ func (t *troubles) page(all []message) string {
 		}
 	}
 	mdTable(&w, []string{"message", "remedy"}, rows)
-	w.WriteString("## Steps that can fail\n\nEach is followed by what the kernel says. They point at something unusual of the host: a policy of an LSM, a kernel without the feature, a container which hides something. Compare with `--print-plan`, and report the line.\n\n")
+	w.WriteString("## Steps that can fail\n\nEach is followed by the kernel's message. They point to something unusual about the host: an LSM's policy, a kernel without the feature, a container that hides something. Compare with `--print-plan`, and report the line.\n\n")
 	slices.Sort(rest)
 	for _, r := range slices.Compact(rest) {
 		fmt.Fprintf(&w, "- %s\n", plain(r))
