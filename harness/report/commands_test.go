@@ -55,6 +55,40 @@ func TestUsersSocketsAreTheirs(t *testing.T) {
 	}
 }
 
+// TestTheGuideAgreesWithTheAdvice: each mode that the decision guide ends at is one of the commands of that use case in the best practices, with the
+// same kind of ids.
+func TestTheGuideAgreesWithTheAdvice(t *testing.T) {
+	b, err := load(root)
+	require.NoError(t, err)
+	p, err := b.loadPractices(os.DirFS(root))
+	require.NoError(t, err)
+	kind := func(line string) string {
+		mode := regexp.MustCompile(`--sandbox=\w+`).FindString(line)
+		for _, o := range []string{" --uid-map", " --single-user"} {
+			if strings.Contains(line, o) {
+				mode += o
+			}
+		}
+		return mode
+	}
+	advised := map[string][]string{}
+	for _, u := range p.Uses {
+		for _, v := range u.Commands {
+			line, err := forReaders(b.scenario(v.Scenario))
+			require.NoError(t, err)
+			advised[u.Case] = append(advised[u.Case], kind(line))
+		}
+	}
+	offered := map[string][]string{}
+	for _, l := range printedLines(t, "docs/generated/decide.md") {
+		offered[l.use] = append(offered[l.use], kind(l.text))
+		assert.Contains(t, advised[l.use], kind(l.text), "use case %s: %s", l.use, l.text)
+	}
+	for _, mode := range []string{"--sandbox=namespace", "--sandbox=pivot_root", "--sandbox=chroot"} {
+		assert.Contains(t, offered["D"], mode, "inside what the caller has made")
+	}
+}
+
 // TestPrintedCommandsStart starts each printed command line, as root, as a user with groups and ranges, or inside what the guide says that the launcher
 // has made, and waits for its socket. The files of /etc that say who that is, /run and /srv are the test's own.
 func TestPrintedCommandsStart(t *testing.T) {

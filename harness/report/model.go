@@ -43,7 +43,7 @@ var looks = map[state]look{
 	stError:   {"!", "error", "error", "the harness failed: nothing is known"},
 	stSkip:    {"–", "skipped", "skip", "not looked at, for a reason"},
 	stUnknown: {"?", "not shown yet", "unknown", "not shown yet: no record"},
-	stNone:    {"", "", "none", "the scenario says nothing of it"},
+	stNone:    {"", "", "none", "the scenario says nothing about it"},
 }
 
 func (s state) look() look { return looks[s] }
