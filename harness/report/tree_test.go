@@ -59,7 +59,7 @@ func TestLaunchersAreWhatTheAdviceSays(t *testing.T) {
 	for _, u := range p.Uses {
 		for _, s := range u.When {
 			for name, has := range modes {
-				if strings.Contains(s.Source, " it so") && strings.Contains(s.Source, name) {
+				if strings.Contains(s.Source, " it this way") && strings.Contains(s.Source, name) {
 					named++
 					assert.Contains(t, has, u.Case, "%s: %s", name, s.Source)
 				}
