@@ -225,6 +225,35 @@ func TestEndsWhileAWorkerIsStuckBetweenRequests(t *testing.T) {
 	close(e.stuck)
 }
 
+// A defect in what requests left costs a worker, and no request.
+func TestDefectBetweenRequests(t *testing.T) {
+	for _, poll := range []time.Duration{0, time.Millisecond} {
+		e := &echo{block: make(chan struct{})}
+		d := serve(t, e, vhostuser.Config{Poll: poll}, fe.Config{})
+		for range 5 {
+			for q := range 2 {
+				e.idlePanics.Store(true)
+				d.quick(t, q)
+				require.Eventually(t, func() bool { return !e.idlePanics.Load() }, time.Second, time.Millisecond)
+			}
+		}
+		// One that comes to its end as one too many.
+		p := d.start(t, opBlock)
+		d.Request(0).Publish()
+		require.Eventually(t, func() bool { return e.blocked.Load() == 1 }, time.Second, time.Millisecond)
+		d.quick(t, 1)
+		time.Sleep(50 * time.Millisecond)
+		e.idlePanics.Store(true)
+		close(e.block)
+		_, err := d.fuse.Finish(p)
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return !e.idlePanics.Load() }, time.Second, time.Millisecond)
+		d.quick(t, 1)
+		assert.Contains(t, d.log.String(), "on purpose, in between")
+		assert.Zero(t, e.reused.Load())
+	}
+}
+
 // A leader that is stuck there holds nobody up.
 func TestServedWhileLeaderIsStuckBetweenRequests(t *testing.T) {
 	for _, poll := range []time.Duration{0, time.Millisecond} {

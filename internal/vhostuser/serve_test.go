@@ -32,6 +32,7 @@ type echo struct {
 	late                                atomic.Int32  // of the threads that called it, those whose sleeps may end late
 	sleep                               time.Duration // how long opSleep takes
 	untidy                              atomic.Int32  // handlers that have served since they were idle
+	idlePanics                          atomic.Bool   // the next time that a handler is idle
 	stick                               atomic.Bool   // the next to be idle waits until stuck is closed, which counts as blocked
 	stuck                               chan struct{}
 	ahead, aheads                       atomic.Int32 // how many more times there is something to do ahead; how many times it was asked
@@ -100,6 +101,9 @@ func (h *echoHandler) Idle() bool {
 	if h.served {
 		h.served = false
 		h.e.untidy.Add(-1)
+	}
+	if h.e.idlePanics.CompareAndSwap(true, false) {
+		panic("on purpose, in between")
 	}
 	if h.e.stick.CompareAndSwap(true, false) {
 		h.e.blocked.Add(1)

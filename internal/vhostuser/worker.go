@@ -381,6 +381,18 @@ func (q *queue) hush() (err error) {
 	return nil
 }
 
+// step has the handler do a little of what no request waits for, and reports whether there is more. A handler with a defect there is not used
+// again; those of other workers go on. The queue's mutex is not held.
+func (w *worker) step() (more bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			w.unfit, more = true, false
+			w.q.dev.complain(w.q.index, explain(r))
+		}
+	}()
+	return w.idler.Idle()
+}
+
 // idle lets the handler do what no request waits for, and reports whether one has come, or the leader has another thing to look at. The caller
 // holds mu, before and after.
 func (w *worker) idle() bool {
@@ -388,7 +400,7 @@ func (w *worker) idle() bool {
 	for more := w.idler != nil; more; {
 		w.leave(nil)
 		q.mu.Unlock()
-		more = w.idler.Idle()
+		more = w.step()
 		q.mu.Lock()
 		w.back()
 		more = w.deputize() || more // which may leave something as well
@@ -414,7 +426,7 @@ func (w *worker) tidy() {
 	}
 	w.leave(nil)
 	w.q.mu.Unlock()
-	for n := 0; n < mostIdle && w.idler.Idle(); n++ {
+	for n := 0; n < mostIdle && w.step(); n++ {
 	}
 	w.q.mu.Lock()
 	w.back()
