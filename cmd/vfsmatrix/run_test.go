@@ -14,6 +14,7 @@ import (
 )
 
 func TestRunRefusesWhatWouldSkipAllOrNothing(t *testing.T) {
+	t.Setenv(mustEnv, "")
 	refused(t, map[string]string{
 		"run --parallel -1 a-root":      "--parallel -1 is below 0; see vfsmatrix run --help",
 		"selftest --parallel -1":        "--parallel -1 is below 0; see vfsmatrix selftest --help",
