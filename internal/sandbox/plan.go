@@ -281,7 +281,7 @@ func (p *Plan) none(o config.Options, f Facts) error {
 	p.start(outside)
 	p.procViewIn(f)
 	p.add(OpShare, "open the share", "every request starts from this descriptor; names are checked, and links never followed")
-	p.leaves("the root directory and all namespaces are the caller's; Landlock protects the contents of files outside the share, but not their names or attributes")
+	p.leaves("the root directory and all namespaces are the caller's")
 	if refusal(f) == "" || o.NoFailSetgroups {
 		return p.groups(o, f)
 	}
@@ -385,6 +385,9 @@ func (p *Plan) lockDown(o config.Options, f Facts) error {
 		p.leaves("no Landlock: the share is the whole tree of files, so there is none to refuse")
 	default:
 		p.add(OpLandlock, "have Landlock refuse all files but those of the share", "a second wall, or the first where there is no other")
+		if !p.Has(OpPivot) && !p.Has(OpChroot) {
+			p.leaves("Landlock protects the contents of files outside the share, but not their names or attributes")
+		}
 	}
 	switch {
 	case p.Seccomp == "none":
