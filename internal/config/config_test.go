@@ -44,6 +44,7 @@ func TestLaunchers(t *testing.T) {
 	assert.Equal(t, "-mknod:-setfcap", o.ModCaps)
 	o = parse(t, "--socket-path=s --shared-dir=/d --sandbox=none --cache=auto --migration-on-error=guest-error --migration-mode=find-paths --translate-uid=host:107:0:1")
 	assert.Equal(t, "guest-error", o.MigrationOnError)
+	assert.Equal(t, "prefer", parse(t, "--inode-file-handles=fallback").InodeFileHandles)
 	o = parse(t, "--fd=3 -o source=/a,,b,cache=none,sandbox=chroot,xattr,no_flock -d -f")
 	assert.Equal(t, "/a,b", o.SharedDir)
 	assert.Equal(t, "never", o.Cache)

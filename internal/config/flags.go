@@ -41,6 +41,18 @@ func choice(f Flag, dst func(*Options) *string, words ...string) Flag {
 	return f
 }
 
+// renamed makes a flag understand an older name of one of its values.
+func renamed(old, name string, f Flag) Flag {
+	set := f.set
+	f.set = func(o *Options, v string) error {
+		if v == old {
+			v = name
+		}
+		return set(o, v)
+	}
+	return f
+}
+
 func text(dst func(*Options) *string) func(*Options, string) error {
 	return func(o *Options, v string) error { *dst(o) = v; return nil }
 }
@@ -115,12 +127,7 @@ func Flags() []Flag {
 			return nil
 		}},
 
-		{Name: "cache", Arg: "POLICY", Group: "File system", Help: "what the guest may cache: auto, always, metadata, never", Words: []string{"auto", "always", "metadata", "never"}, set: func(o *Options, v string) error {
-			if v == "none" {
-				v = "never"
-			}
-			return word(func(o *Options) *string { return &o.Cache }, "auto", "always", "metadata", "never")(o, v)
-		}},
+		renamed("none", "never", choice(Flag{Name: "cache", Arg: "POLICY", Group: "File system", Help: "what the guest may cache: auto, always, metadata, never"}, func(o *Options) *string { return &o.Cache }, "auto", "always", "metadata", "never")),
 		{Name: "xattr", Group: "File system", Help: "pass extended attributes through", set: on(func(o *Options) *bool { return &o.Xattr })},
 		{Name: "xattrmap", Arg: "RULES", Group: "File system", Help: "map names of extended attributes; implies --xattr", set: func(o *Options, v string) error {
 			o.XattrMap, o.Xattr = v, true
@@ -138,12 +145,7 @@ func Flags() []Flag {
 		{Name: "killpriv-v2", Group: "File system", Help: "clear set-id bits on the host when data changes (default)", set: on(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "no-killpriv-v2", Group: "File system", Help: "leave that to the guest, which then needs a second request to truncate a file that it opens", set: off(func(o *Options) *bool { return &o.KillprivV2 })},
 		{Name: "preserve-noatime", Group: "File system", Help: "honour O_NOATIME of guest programs", set: on(func(o *Options) *bool { return &o.PreserveNoatime })},
-		{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system", Words: []string{"never", "prefer", "mandatory"}, set: func(o *Options, v string) error {
-			if v == "fallback" { // its older name
-				v = "prefer"
-			}
-			return word(func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")(o, v)
-		}},
+		renamed("fallback", "prefer", choice(Flag{Name: "inode-file-handles", Arg: "WHEN", Group: "File system", Help: "never, prefer, mandatory: find files again by export handle; a daemon that may do so (CAP_DAC_READ_SEARCH) could open any file of the share's file system"}, func(o *Options) *string { return &o.InodeFileHandles }, "never", "prefer", "mandatory")),
 		{Name: "translate-uid", Arg: "RULE", Group: "File system", Help: "translate user ids between guest and host in software; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateUID })},
 		{Name: "translate-gid", Arg: "RULE", Group: "File system", Help: "translate group ids; may be repeated", set: list(func(o *Options) *[]string { return &o.TranslateGID })},
 		{Name: "single-user", Arg: "UID:GID", Bare: singleUserCaller, Group: "File system", Since: "this daemon", Help: "for a daemon without privilege: whatever the guest's users make belongs to the daemon's user, whose files show in the guest as UID:GID (without a value: the daemon's own ids)", set: singleUser},

@@ -154,16 +154,25 @@ func (o Options) SingleUserRules(uid, gid uint32) (uids, gids []string) {
 // twice names two options that were given one descriptor, "" for none.
 func (o Options) twice() string {
 	seen := map[int]string{}
-	for _, f := range []struct {
-		name string
-		fd   int
-	}{{"--fd", o.FD}, {"--report-fd", o.ReportFD}, {"--ready-fd", o.ReadyFD}, {"--stats-fd", o.StatsFD}} {
-		if other, ok := seen[f.fd]; ok && f.fd >= 0 {
-			return other + " and " + f.name
+	for _, d := range o.Descriptors() {
+		if other, ok := seen[d.FD]; ok {
+			return other + " and " + d.Option
 		}
-		seen[f.fd] = f.name
+		seen[d.FD] = d.Option
 	}
 	return ""
+}
+
+// Descriptor is one that an option names.
+type Descriptor struct {
+	Option string // with its hyphens
+	FD     int
+}
+
+// Descriptors are those that the launcher is to have passed.
+func (o Options) Descriptors() []Descriptor {
+	all := []Descriptor{{"--fd", o.FD}, {"--report-fd", o.ReportFD}, {"--ready-fd", o.ReadyFD}, {"--stats-fd", o.StatsFD}}
+	return slices.DeleteFunc(all, func(d Descriptor) bool { return d.FD < 0 })
 }
 
 // Usage is the text of --help.

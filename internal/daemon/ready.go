@@ -76,19 +76,13 @@ func (r *readiness) send(state string) {
 // inherited checks the descriptors that options name: they are the launcher's and not by chance our own, which are closed on exec, and those to
 // write to can be.
 func inherited(o config.Options) error {
-	for _, d := range []struct {
-		option string
-		fd     int
-	}{{"--fd", o.FD}, {"--ready-fd", o.ReadyFD}, {"--report-fd", o.ReportFD}, {"--stats-fd", o.StatsFD}} {
-		if d.fd < 0 {
-			continue
-		}
-		flags, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETFD, 0)
+	for _, d := range o.Descriptors() {
+		flags, err := unix.FcntlInt(uintptr(d.FD), unix.F_GETFD, 0)
 		if err != nil || flags&unix.FD_CLOEXEC != 0 {
-			return fmt.Errorf("%s=%d: the launcher has passed no such descriptor; correct the number, or have it stay open across exec", d.option, d.fd)
+			return fmt.Errorf("%s=%d: the launcher has passed no such descriptor; correct the number, or have it stay open across exec", d.Option, d.FD)
 		}
-		if flags, err = unix.FcntlInt(uintptr(d.fd), unix.F_GETFL, 0); d.option != "--fd" && (err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY) {
-			return fmt.Errorf("%s=%d: the descriptor is not open for writing; pass it open for that", d.option, d.fd)
+		if flags, err = unix.FcntlInt(uintptr(d.FD), unix.F_GETFL, 0); d.Option != "--fd" && (err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY) {
+			return fmt.Errorf("%s=%d: the descriptor is not open for writing; pass it open for that", d.Option, d.FD)
 		}
 	}
 	return nil

@@ -58,15 +58,15 @@ type inode struct {
 	handle *sys.ExportHandle
 	mount  int32 // descriptor for handle
 
-	told atomic.Uint32 // when the guest was told of the file, or of a name in it, by a look of its own; 0: never, or before others look ahead
+	told atomic.Uint32 // stamp of what the guest was told last of the file, or of a name in it; 0: nothing, or while nobody looked ahead
 }
 
 // tell notes that the guest is told of what was seen at that time, and reports whether that is news: whether it was told of nothing that was
 // seen later, or in the same microsecond.
 func (n *inode) tell(when time.Duration) bool {
-	for at := max(uint32(when/time.Microsecond), 1); ; {
+	for at := stamp(when); ; {
 		told := n.told.Load()
-		if told != 0 && int32(at-told) <= 0 { // the clock may have gone round: it is looked again then
+		if notAfter(at, told) {
 			return false
 		}
 		if n.told.CompareAndSwap(told, at) {
@@ -77,9 +77,15 @@ func (n *inode) tell(when time.Duration) bool {
 
 // toldSince reports whether the guest was told of anything that was seen after that time.
 func (n *inode) toldSince(when time.Duration) bool {
-	told := n.told.Load()
-	return told != 0 && int32(uint32(when/time.Microsecond)-told) <= 0
+	return notAfter(stamp(when), n.told.Load())
 }
+
+// stamp is a time as inodes note it, in microseconds. It goes round in 72 minutes.
+func stamp(when time.Duration) uint32 { return max(uint32(when/time.Microsecond), 1) }
+
+// notAfter reports whether a stamp is no later than told, which may be none. Where stamps are half an hour apart it may be wrong, and a file is
+// looked at again.
+func notAfter(at, told uint32) bool { return told != 0 && int32(at-told) <= 0 }
 
 func (n *inode) isDir() bool { return n.typ == unix.S_IFDIR }
 func (n *inode) isReg() bool { return n.typ == unix.S_IFREG }

@@ -110,6 +110,9 @@ func (t *thread) known(p *inode, pfd int, name []byte, when time.Duration, out *
 			}
 		}
 		n = t.fs.nodes.add(n)
+		if when != 0 {
+			n.tell(when)
+		}
 		if id.btime == 0 { // nothing but an open descriptor keeps the number from meaning another file
 			if n.use() < 0 {
 				_, _ = t.fs.fdOf(n, 0)
@@ -121,8 +124,6 @@ func (t *thread) known(p *inode, pfd int, name []byte, when time.Duration, out *
 	}
 	if when == 0 {
 		t.tells(n)
-	} else {
-		n.tell(when)
 	}
 	t.entry(n, p, out)
 	return 0
