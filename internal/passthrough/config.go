@@ -79,6 +79,7 @@ type Config struct {
 	Lookout bool // a thread besides the workers may look at a directory's entries before the guest asks for them
 
 	InodeFileHandles Handles
+	LockWaits        int // most requests that may wait for a lock at once, 0 for the default
 	FDBudget         int // most O_PATH descriptors to keep open; 0: half of RLIMIT_NOFILE, at most 65536
 
 	// Shrunk is called when many inodes were forgotten, with locks held; nil: nobody wants to know.

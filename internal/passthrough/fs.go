@@ -77,6 +77,9 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	}
 	unix.Umask(0)
 	fs.fds = newFDCache(budget)
+	if fs.waits.max = maxWaits; cfg.LockWaits > 0 {
+		fs.waits.max = min(cfg.LockWaits, maxWaits)
+	}
 	fs.records.max = int64(max(budget/lockOwnerShare, 16))
 	if cfg.Flock || cfg.PosixLock {
 		sys.PrepareInterrupt()

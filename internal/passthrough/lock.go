@@ -15,7 +15,7 @@ import (
 
 // Bounds on what a guest may have of locks. Beyond them it gets ENOLCK.
 const (
-	// maxWaits is how many requests may wait for a lock at once: each occupies a worker, of which a queue has 64.
+	// maxWaits is how many requests may wait for a lock at once, but for Config.LockWaits: each occupies a worker, of which a queue has 64.
 	maxWaits = 48
 	// lockOwnerShare is the part of the descriptor budget that owners of record locks may use, one descriptor each.
 	lockOwnerShare = 4
@@ -294,6 +294,7 @@ func again(f func() unix.Errno) (e unix.Errno) {
 type waits struct {
 	mu    sync.Mutex
 	m     map[uint64]*waiter
+	max   int
 	early [64]uint64 // requests interrupted before they came to wait, oldest overwritten
 	next  int
 }
@@ -309,7 +310,7 @@ type waiter struct {
 func (w *waits) wait(unique uint64, block func() unix.Errno) unix.Errno {
 	me := &waiter{tid: unix.Gettid(), done: make(chan struct{})}
 	w.mu.Lock()
-	if len(w.m) >= maxWaits || w.m[unique] != nil {
+	if len(w.m) >= w.max || w.m[unique] != nil {
 		w.mu.Unlock()
 		return unix.ENOLCK
 	}

@@ -46,6 +46,9 @@ type Config struct {
 	// Workers is how many workers of a queue may serve at once by choice; more are made, up to MaxWorkers, only to replace those
 	// which are blocked. 0 chooses 2, 1 serves a queue's requests one after the other unless one blocks.
 	Workers int
+	// Threads bounds the workers of all queues together, 0 for no bound; there are at least [MinThreads]. Where MaxRequestQueues would
+	// leave too few to replace those which are blocked, a front-end is offered fewer queues.
+	Threads int
 	// Poll bounds how long a queue's leader polls before it sleeps; 0 never polls.
 	Poll time.Duration
 	// Hidden bounds how many threads, beside one more of the device's own, may sleep for a millisecond at a time without Go's scheduler
@@ -56,6 +59,25 @@ type Config struct {
 
 // MaxWorkers is the most workers that a queue gets, blocked ones included.
 const MaxWorkers = 64
+
+// MinThreads is the least that Config.Threads may be: one for the high-priority queue, one for a request queue, and two more.
+const MinThreads = 4
+
+// Queues is how many request queues a device offers that may have so many workers, 0 for any number.
+func (c Config) Queues() int {
+	if c = c.withDefaults(); c.Threads > 0 {
+		return min(c.MaxRequestQueues, max(1, c.Threads/2-1))
+	}
+	return c.MaxRequestQueues
+}
+
+// Extras is how many workers a device may have beyond the first of each queue, 0 for any number.
+func (c Config) Extras() int {
+	if c.Threads > 0 {
+		return max(2, c.Threads-1-c.Queues())
+	}
+	return 0
+}
 
 // MaxRequestQueues is the most request queues of a device.
 const MaxRequestQueues = 64

@@ -36,6 +36,9 @@ type device struct {
 	queues  []*queue
 
 	held   atomic.Int32           // leaders in sleeps that are hidden from Go's scheduler
+	most   int32                  // extras there may be, 0 for any number
+	extras atomic.Int32           // workers beyond the first of each queue
+	short  atomic.Bool            // a queue whose leader is blocked got no other
 	minder atomic.Pointer[worker] // who minds the high-priority queue; written with that queue's mu held
 
 	// All below belongs to the goroutine that reads messages.
@@ -60,6 +63,7 @@ type Stats func() []Counters
 func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Stats)) (err error) {
 	defer c.Close()
 	d := &device{ctx: ctx, cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1}
+	d.most, d.cfg.MaxRequestQueues = int32(d.cfg.Extras()), d.cfg.Queues()
 	d.monitor = newMonitor(d)
 	defer func() {
 		if stuck := d.shutdown(); stuck != nil {
@@ -93,6 +97,15 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 			return err
 		}
 	}
+}
+
+// more counts one more worker, or reports that there may be no more.
+func (d *device) more() bool {
+	if n := d.extras.Add(1); d.most > 0 && n > d.most {
+		d.extras.Add(-1)
+		return false
+	}
+	return true
 }
 
 // ErrStuck says that requests under way did not end when they had to.

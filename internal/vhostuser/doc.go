@@ -25,6 +25,9 @@
 //   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that came
 //     too late to find one cost more than it did; the next is called later, the oftener that happens.
 //
+// Where the process may have only so many threads (Config.Threads), every queue has its first worker for sure, and all share the others. A
+// blocked leader that gets no deputy keeps the queue until the monitor finds one for it: spares of other queues end for that.
+//
 // Cheap requests at depth stay with one worker: two would share the ring's cache lines and wake each other.
 //
 // Between the requests of a busy queue its leader sleeps behind the back of Go's scheduler, and so does the monitor. Where sleeps are

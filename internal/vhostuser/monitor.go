@@ -74,6 +74,9 @@ func (m *monitor) run() {
 		default:
 		}
 		busy, near := m.look(last, tick)
+		if m.dev.short.Swap(false) {
+			m.spare()
+		}
 		if quiet += tick; busy {
 			quiet = 0
 		}
@@ -88,7 +91,7 @@ func (m *monitor) run() {
 		if busy, _ := m.look(last, tick); !busy {
 			for _, q := range m.dev.queues {
 				q.mu.Lock()
-				q.trim()
+				q.trim(keptSpares)
 				q.mu.Unlock()
 			}
 			select {
@@ -126,6 +129,16 @@ func (m *monitor) look(last []seen, tick time.Duration) (busy, near bool) {
 		q.mu.Unlock()
 	}
 	return busy, near
+}
+
+// spare ends the spares of all queues: the process may have no more threads, and one of the queues needs another.
+func (m *monitor) spare() {
+	for _, q := range m.dev.queues {
+		if q.mu.TryLock() { // whoever is at work there is no spare, and the monitor comes again
+			q.trim(0)
+			q.mu.Unlock()
+		}
+	}
 }
 
 // watch does for one queue what a tick is for. The caller holds mu.
@@ -168,7 +181,8 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 		if q.call1(MaxWorkers) {
 			q.counters.Takeovers++
 		} else {
-			q.leader = w
+			q.leader = w // until the monitor comes again
+			q.dev.short.Store(true)
 		}
 	} else {
 		q.help()

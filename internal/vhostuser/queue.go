@@ -179,7 +179,7 @@ func (q *queue) call1(limit int) bool {
 	case q.spares > 0:
 		q.rouse(1)
 	case len(q.workers) < limit:
-		q.hire()
+		return q.hire()
 	default:
 		return false
 	}
@@ -193,9 +193,9 @@ func (q *queue) help() {
 	}
 }
 
-// trim ends the spares that a silent queue has no use for. The caller holds mu.
-func (q *queue) trim() {
-	if n := q.spares - keptSpares; n > 0 {
+// trim ends all spares but some to keep, and never the last worker. The caller holds mu.
+func (q *queue) trim(keep int) {
+	if n := min(q.spares-keep, len(q.workers)-q.dismiss-1); n > 0 {
 		q.dismiss += n
 		q.rouse(n)
 	}
@@ -237,11 +237,23 @@ func (q *queue) staff() {
 	}
 }
 
-// hire makes one more worker. The caller holds mu.
-func (q *queue) hire() {
+// hire makes one more worker, if the process may have one more thread. A queue's first one it always may. The caller holds mu.
+func (q *queue) hire() bool {
+	if len(q.workers) > 0 && !q.dev.more() {
+		return false
+	}
 	w := &worker{q: q}
 	q.workers[w] = struct{}{}
 	q.dev.workers.Go(w.run)
+	return true
+}
+
+// quit takes a worker out, which is about to end. The caller holds mu.
+func (q *queue) quit(w *worker) {
+	delete(q.workers, w)
+	if len(q.workers) > 0 {
+		q.dev.extras.Add(-1)
+	}
 }
 
 // move puts the ring into another memory table. What is under way keeps its old one.

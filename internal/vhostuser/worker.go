@@ -118,7 +118,7 @@ func (w *worker) run() {
 	w.tid = unix.Gettid()
 	if err != nil {
 		err = fmt.Errorf("make a worker: %w", err)
-		delete(q.workers, w)
+		q.quit(w)
 		out := aftermath{bad: err}
 		if len(q.workers) == 0 {
 			out = q.fail(err)
@@ -142,7 +142,7 @@ func (w *worker) run() {
 			break
 		}
 	}
-	delete(q.workers, w)
+	q.quit(w)
 	if w.unfit && q.leader == nil && q.running() {
 		q.call1(MaxWorkers)
 	}
