@@ -140,6 +140,18 @@ func (m Map) Missing(own uint32, subs []Sub) (Range, bool) {
 	return Range{}, false
 }
 
+// Take is the id of the namespace as which a process works that comes from outside with an id of its own: 0 where that is mapped, or else what the
+// own id is inside, or else the first that is mapped at all. The map is not empty.
+func (m Map) Take(own uint32) uint32 {
+	if m.Has(0) {
+		return 0
+	}
+	if inside, ok := m.Inside(own); ok {
+		return inside
+	}
+	return m[0].Inside
+}
+
 // Last is the last id of the range outside. The range is not empty.
 func (r Range) Last() uint32 { return r.Outside + (r.Count - 1) }
 

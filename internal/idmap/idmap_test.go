@@ -52,3 +52,19 @@ func TestMissing(t *testing.T) {
 	assert.True(t, missing)
 	assert.EqualValues(t, 100000, r.Outside)
 }
+
+func TestTake(t *testing.T) {
+	for _, c := range []struct {
+		m         Map
+		own, want uint32
+	}{
+		{Map{{1000, 100000, 1000}}, 0, 1000},
+		{Map{{1000, 1500, 1}}, 1500, 1000},
+		{Map{{2000, 100000, 10}, {1000, 1495, 10}}, 1500, 1005},
+		{Map{{1000, 1500, 1}, {0, 100000, 10}}, 1500, 0},
+		{Map{{5, 100000, 10}}, 100003, 8},
+		{Map{{2000, 200000, 10}, {1000, 100000, 10}}, 0, 2000},
+	} {
+		assert.Equal(t, c.want, c.m.Take(c.own), "%v for %d", c.m, c.own)
+	}
+}

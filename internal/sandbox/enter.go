@@ -91,7 +91,7 @@ func Enter(o *Order, handOver func(listener int) error, log *slog.Logger) (*Ente
 }
 
 var actions = map[Op]func(*Entered, *Plan, *slog.Logger) error{
-	OpBecomeRoot: func(_ *Entered, p *Plan, _ *slog.Logger) error { return becomeRoot(p) },
+	OpTakeIDs: func(_ *Entered, p *Plan, _ *slog.Logger) error { return takeIDs(p) },
 	OpPrivate: func(*Entered, *Plan, *slog.Logger) error {
 		err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 		if err == unix.EINVAL {
@@ -184,17 +184,14 @@ func noNewPrivs() error {
 	return errnoErr(errno)
 }
 
-// becomeRoot takes id 0, group first: afterwards the ids that the caller had are no more.
-func becomeRoot(p *Plan) error {
-	if p.GIDMap.Has(0) {
-		if err := all(unix.SYS_SETRESGID, 0, 0, 0); err != nil {
-			return fmt.Errorf("setresgid: %w", err)
-		}
+// takeIDs takes the ids of the plan, group first: afterwards those that the caller had are no more. In a user namespace that does not map 0
+// there is no root that a change of ids would lose capabilities with (security/commoncap.c, cap_emulate_setxuid).
+func takeIDs(p *Plan) error {
+	if err := all(unix.SYS_SETRESGID, uintptr(p.GID), uintptr(p.GID), uintptr(p.GID)); err != nil {
+		return fmt.Errorf("setresgid: %w", err)
 	}
-	if p.UIDMap.Has(0) {
-		if err := all(unix.SYS_SETRESUID, 0, 0, 0); err != nil {
-			return fmt.Errorf("setresuid: %w", err)
-		}
+	if err := all(unix.SYS_SETRESUID, uintptr(p.UID), uintptr(p.UID), uintptr(p.UID)); err != nil {
+		return fmt.Errorf("setresuid: %w", err)
 	}
 	return nil
 }

@@ -23,6 +23,9 @@ type Facts struct {
 	UID    uint32   `json:"uid"` // effective, in our user namespace
 	GID    uint32   `json:"gid"`
 	Groups []uint32 `json:"groups"` // supplementary
+	// Mixed: real, saved and effective ids are not alike. Unmapped: they have no number in our user namespace, and read as another's.
+	Mixed    bool `json:"mixed_ids"`
+	Unmapped bool `json:"unmapped_ids"`
 
 	Effective Caps `json:"effective"`
 	Bounding  Caps `json:"bounding"`
@@ -71,6 +74,7 @@ func Gather(share string, maps bool) (Facts, error) {
 	if f.GIDMap, err = readMap("/proc/self/gid_map"); err != nil {
 		return f, err
 	}
+	f.Unmapped = !f.Initial() && !sys.IDsAreMapped()
 	b, _ := os.ReadFile("/proc/self/setgroups")
 	f.SetgroupsDenied = strings.TrimSpace(string(b)) == "deny"
 	f.Newuidmap, _ = exec.LookPath("newuidmap")
@@ -101,6 +105,9 @@ func (f *Facts) readStatus() error {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		value = strings.TrimSpace(value)
 		switch name {
+		case "Uid", "Gid":
+			ids := strings.Fields(value)
+			f.Mixed = f.Mixed || slices.ContainsFunc(ids, func(id string) bool { return id != ids[0] })
 		case "CapEff":
 			n, _ := strconv.ParseUint(value, 16, 64)
 			f.Effective = Caps(n)

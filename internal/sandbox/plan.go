@@ -19,7 +19,7 @@ const (
 	OpStart       Op = "start-child"     // start ourselves again, in new namespaces if there are any
 	OpMapSelf     Op = "map-ids"         // write the child's id maps ourselves
 	OpMapTools    Op = "map-ids-tools"   // have newuidmap and newgidmap write them
-	OpBecomeRoot  Op = "become-root"     // take the namespace's ids 0
+	OpTakeIDs     Op = "take-ids"        // be one user and group of the user namespace, and the launcher's no more
 	OpPrivate     Op = "private-mounts"  // mounts made here stay here
 	OpProc        Op = "proc-view"       // our own descriptors, as a mount that leads nowhere else
 	OpProcPlain   Op = "proc-view-plain" // the same directory as it is, where mounts cannot be made
@@ -52,6 +52,8 @@ type Plan struct {
 	Namespaces []string  `json:"namespaces"` // new ones
 	UIDMap     idmap.Map `json:"uid_map,omitempty"`
 	GIDMap     idmap.Map `json:"gid_map,omitempty"`
+	UID        uint32    `json:"uid"` // as which it serves, in its user namespace: real, effective and saved
+	GID        uint32    `json:"gid"`
 	Setgroups  bool      `json:"setgroups"` // whether the new user namespace allows setgroups
 	Keep       Caps      `json:"keep"`      // capabilities kept, at most
 	Bounding   bool      `json:"bounding"`  // whether the bounding set is reduced
@@ -78,8 +80,11 @@ func (p *Plan) leaves(format string, a ...any) { p.Open = append(p.Open, fmt.Spr
 
 // Make decides what to do, or why it cannot be done and what would help. o has been validated.
 func Make(o config.Options, f Facts) (Plan, error) {
-	p := Plan{Mode: o.Sandbox, SharedDir: filepath.Clean(o.SharedDir), Readonly: o.Readonly, Seccomp: o.Seccomp}
+	p := Plan{Mode: o.Sandbox, SharedDir: filepath.Clean(o.SharedDir), Readonly: o.Readonly, Seccomp: o.Seccomp, UID: f.UID, GID: f.GID}
 	userns := o.Sandbox == config.SandboxNamespace && (!f.Has(SysAdmin) || len(o.UIDMap)+len(o.GIDMap) > 0)
+	if f.Unmapped && (userns || f.Has(Setuid) || f.Has(Setgid)) {
+		return p, fmt.Errorf("sandbox %s: the caller's own ids are not mapped in its user namespace, so that they could not be taken back after acting for a guest's user; map them (unshare --map-root-user or --map-current-user)", p.Mode)
+	}
 	// open_by_handle_at(2) asks for the capability in the initial user namespace.
 	p.Handles = o.InodeFileHandles != "never" && f.Has(DacReadSearch) && f.Initial() && !userns
 	if o.InodeFileHandles == "mandatory" && !p.Handles {
@@ -118,7 +123,7 @@ func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
 	}
 	if !userns {
 		p.Namespaces = kinds
-		p.start("it sees no mount, process or network interface of the host")
+		p.start(f, "it sees no mount, process or network interface of the host")
 		p.mounts()
 		return p.groups(o, f)
 	}
@@ -139,13 +144,21 @@ func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
 	if o.NoFailSetgroups && p.GIDMap.Ids() > 1 {
 		return errManyGroups(p.GIDMap)
 	}
-	p.start("a user namespace gives it the rest without privilege on the host")
+	p.start(f, "a user namespace gives it the rest without privilege on the host")
 	if err := p.maps(f); err != nil {
 		return err
 	}
-	if p.UIDMap.Has(0) || p.GIDMap.Has(0) {
-		p.add(OpBecomeRoot, "take ids 0 of the user namespace, where they are mapped", "work as the owner of what the guest's root makes, and let go of the caller's ids")
+	for _, m := range []struct {
+		given bool
+		what  string
+		own   uint32
+	}{{len(o.UIDMap) > 0, "user", f.UID}, {len(o.GIDMap) > 0, "group", f.GID}} {
+		if !m.given && len(o.UIDMap)+len(o.GIDMap) > 0 {
+			p.leaves("the caller's own %s id %d is mapped and kept: --%cid-map is not given", m.what, m.own, m.what[0])
+		}
 	}
+	p.UID, p.GID = p.UIDMap.Take(f.UID), p.GIDMap.Take(f.GID)
+	p.takeIDs("the guest's root acts as they, and of the caller's ids only those are left that are mapped")
 	p.mounts()
 	if p.Setgroups {
 		p.dropGroups()
@@ -159,8 +172,8 @@ func errNoPivotRoot(mode string) error {
 	return fmt.Errorf("sandbox %s: the caller has CAP_SYS_ADMIN, but its filter of system calls refuses pivot_root, as docker's own does; use a filter that allows it (--security-opt seccomp=FILE, or unconfined), or --sandbox=chroot", mode)
 }
 
-// start is the first step of every plan.
-func (p *Plan) start(why string) {
+// start is the first step of every plan. A child in a new user namespace takes its ids once they are mapped.
+func (p *Plan) start(f Facts, why string) {
 	what := "start the serving process"
 	switch len(p.Namespaces) {
 	case 0:
@@ -170,6 +183,13 @@ func (p *Plan) start(why string) {
 		what += " in new " + strings.Join(p.Namespaces, ", ") + " namespaces"
 	}
 	p.add(OpStart, what, why)
+	if f.Mixed && !p.NewNamespace("user") {
+		p.takeIDs("the caller's real, effective and saved ids are not alike: the others could be taken, or this one not be taken back")
+	}
+}
+
+func (p *Plan) takeIDs(why string) {
+	p.add(OpTakeIDs, fmt.Sprintf("take user id %d and group id %d", p.UID, p.GID), why)
 }
 
 // maps decides who writes the id maps of the new user namespace (user_namespaces(7), "Defining user and group ID mappings").
@@ -256,7 +276,7 @@ func (p *Plan) pivotRoot(o config.Options, f Facts) error {
 		return errNoPivotRoot(p.Mode)
 	}
 	p.Namespaces = []string{"mount"}
-	p.start("nobody else's root is moved")
+	p.start(f, "nobody else's root is moved")
 	p.mounts()
 	p.leaves("network, process and other namespaces are the caller's")
 	return p.groups(o, f)
@@ -269,7 +289,7 @@ func (p *Plan) chroot(o config.Options, f Facts) error {
 	if !f.Has(SysChroot) {
 		return errors.New("sandbox chroot: CAP_SYS_CHROOT is missing; use --sandbox=namespace, or run inside a user namespace (unshare --user --map-root-user)")
 	}
-	p.start(outside)
+	p.start(f, outside)
 	p.procViewIn(f)
 	p.add(OpChroot, "make the share the root of this process", "no absolute path and no link leads out")
 	p.add(OpShare, "open the root", "every request starts from this descriptor")
@@ -278,7 +298,7 @@ func (p *Plan) chroot(o config.Options, f Facts) error {
 }
 
 func (p *Plan) none(o config.Options, f Facts) error {
-	p.start(outside)
+	p.start(f, outside)
 	p.procViewIn(f)
 	p.add(OpShare, "open the share", "every request starts from this descriptor; names are checked, and links never followed")
 	p.leaves("the root directory and all namespaces are the caller's")

@@ -89,6 +89,7 @@ func commands() []string {
 		"--uid-map=:0:100000:65536: --gid-map=:0:100000:65536:",
 		"--uid-map=:0:100000:70000: --gid-map=:0:100000:65536:",
 		"--uid-map=:0:0:1000: --gid-map=:0:0:1000:",
+		"--uid-map=:1000:100000:1000:",
 		"--sandbox=pivot_root",
 		"--sandbox=pivot_root --no-fail-setgroups",
 		"--sandbox=chroot",
@@ -204,7 +205,7 @@ func TestCheck(t *testing.T) {
 // TestEveryPlanIsOrdered: a step needs what the next one takes away, and none may be missing.
 func TestEveryPlanIsOrdered(t *testing.T) {
 	order := []Op{
-		OpStart, OpMapSelf, OpMapTools, OpBecomeRoot, OpPrivate, OpProc, OpProcPlain, OpAttach, OpPivot, OpChroot, OpShare, OpGroups, OpTryGroups,
+		OpStart, OpMapSelf, OpMapTools, OpTakeIDs, OpPrivate, OpProc, OpProcPlain, OpAttach, OpPivot, OpChroot, OpShare, OpGroups, OpTryGroups,
 		OpBounding, OpCaps, OpNotDumpable, OpNoNewPrivs, OpLandlock, OpSeccomp, OpVerify,
 	}
 	for _, c := range callers() {

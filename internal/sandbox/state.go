@@ -256,6 +256,8 @@ func (e *Entered) check(p *Plan) error {
 		return bad("users %v and groups %v are mapped", s.UIDMap, s.GIDMap)
 	case p.NewNamespace("network") && !slices.Equal(s.Interfaces, []string{"lo"}):
 		return bad("there are network interfaces: %v", s.Interfaces)
+	case !allAre(t.UID, p.UID) || !allAre(t.GID, p.GID):
+		return bad("real, effective, saved and file system's user ids %v and group ids %v are there, not %d and %d alone", t.UID, t.GID, p.UID, p.GID)
 	case p.Has(OpGroups) && len(t.Groups) > 0:
 		return bad("supplementary groups %v are there", t.Groups)
 	case (t.Effective|t.Permitted)&^p.Keep != 0:
@@ -294,6 +296,10 @@ func (e *Entered) check(p *Plan) error {
 		return bad("the root is no mount")
 	}
 	return nil
+}
+
+func allAre(ids []uint32, id uint32) bool {
+	return len(ids) == 4 && !slices.ContainsFunc(ids, func(i uint32) bool { return i != id })
 }
 
 // String is the state in one line.

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,10 @@ func NewCreds() (*Creds, error) {
 		return nil, fmt.Errorf("read the thread's supplementary groups: %w", e)
 	}
 	c.uid, c.gid = uint32(unix.Geteuid()), uint32(unix.Getegid())
+	// Without these capabilities nothing is ever switched. With them the first switch must not be the one that cannot be undone.
+	if c.own.effective&(capSetuid|capSetgid) != 0 && (setEGID(c.gid) != 0 || setEUID(c.uid) != 0) {
+		return nil, fmt.Errorf("the thread's own ids, %d and %d, cannot be taken again: they are not mapped in its user namespace", c.uid, c.gid)
+	}
 	// A user namespace may deny setgroups to whoever has CAP_SETGID in it: only trying tells.
 	c.canGroups = c.own.effective&capSetgid != 0 && setGroups(c.groups) == 0
 	c.fullOnUID = c.uid == 0 && c.own.effective == c.own.permitted
@@ -176,4 +181,18 @@ func refused(e unix.Errno) unix.Errno {
 		return unix.EPERM
 	}
 	return e
+}
+
+// IDsAreMapped reports whether the process's ids have numbers in its user namespace. The kernel shows those that have none as the overflow id,
+// 65534, which may be mapped as well, to somebody else: so a thread without capabilities, which dies of it, tries to take its own.
+func IDsAreMapped() bool {
+	mapped := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		c := &Creds{uid: uint32(unix.Geteuid()), gid: uint32(unix.Getegid())}
+		own, e := threadCaps()
+		c.own = own
+		mapped <- e == 0 && c.setCaps(0) == 0 && setEGID(c.gid) == 0 && setEUID(c.uid) == 0
+	}()
+	return <-mapped
 }

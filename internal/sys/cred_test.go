@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -121,4 +122,37 @@ func TestThreadThatCannotComeBackEndsTheProcess(t *testing.T) {
 	var exit *exec.ExitError
 	require.ErrorAs(t, cmd.Run(), &exit)
 	assert.Equal(t, 70, exit.ExitCode())
+}
+
+// unmappedEnv has the test's program be a process in a user namespace that maps others' ids only.
+const unmappedEnv = "SYS_TEST_UNMAPPED"
+
+// TestIDsThatCannotBeTakenAgainAreFound: the kernel shows ids that are not mapped as 65534, which may be mapped to somebody else.
+func TestIDsThatCannotBeTakenAgainAreFound(t *testing.T) {
+	if os.Getenv(unmappedEnv) != "" {
+		mapped := sys.IDsAreMapped()
+		_, err := sys.NewCreds()
+		fmt.Printf("%d %t %v\n", os.Geteuid(), mapped, err)
+		os.Exit(0)
+	}
+	testenv.Need(t, "root")
+	for _, c := range []struct {
+		first int
+		want  string
+	}{
+		{1000, "65534 false the thread's own ids, 65534 and 65534, cannot be taken again: they are not mapped in its user namespace\n"},
+		{65000, "65534 false <nil>\n"}, // NewCreds cannot tell
+	} {
+		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestIDsThatCannotBeTakenAgainAreFound$")
+		cmd.Env = append(os.Environ(), unmappedEnv+"=1")
+		m := []syscall.SysProcIDMap{{ContainerID: c.first, HostID: 100000, Size: 1000}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER, UidMappings: m, GidMappings: m, GidMappingsEnableSetgroups: true,
+			AmbientCaps: []uintptr{unix.CAP_SETUID, unix.CAP_SETGID},
+		}
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		assert.Equal(t, c.want, string(out))
+	}
+	onThread(func() { assert.True(t, sys.IDsAreMapped()) })
 }
