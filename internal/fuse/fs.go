@@ -15,6 +15,9 @@ func (n Name) String() string { return string(n[:len(n)-1]) }
 // Ptr is what system calls take.
 func (n Name) Ptr() *byte { return &n[0] }
 
+// Dots reports whether the name is "." or "..".
+func (n Name) Dots() bool { return n[0] == '.' && (len(n) == 2 || len(n) == 3 && n[1] == '.') }
+
 // Caller is who in the guest asked.
 type Caller struct {
 	UID, GID, PID uint32
@@ -44,6 +47,7 @@ type Thread interface {
 	// Ahead does a little of what the next request is likely to ask for, while there is none, and reports whether more of it is left.
 	Ahead() (more bool)
 
+	// Lookup finds by "." the node itself, of whatever type, and by ".." the directory that a directory lies in, which is never above the root.
 	Lookup(parent uint64, name Name, out *fuseabi.EntryOut) unix.Errno
 	Forget(node, n uint64)
 	Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno

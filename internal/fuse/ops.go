@@ -57,7 +57,7 @@ func buildOps() (t [fuseabi.OpcodeEnd]op) {
 	t[fuseabi.OpDestroy] = early(silent(func(w *Worker, _ *header) unix.Errno { w.s.Reset(); return 0 }))
 
 	t[fuseabi.OpLookup] = fixed(func(w *Worker, in *header, out *entry) unix.Errno {
-		name, e := w.name()
+		name, e := w.anyName()
 		if e != 0 {
 			return e
 		}
@@ -235,7 +235,9 @@ func (w *Worker) init() (int, unix.Errno) {
 		return size, 0
 	}
 	if in.Major < fuseabi.Major || in.Minor < fuseabi.MinMinor {
-		w.s.log.Error("guest's FUSE protocol is too old", "version", [2]uint32{in.Major, in.Minor}, "needed", [2]uint32{fuseabi.Major, fuseabi.MinMinor})
+		if w.s.mayLog() {
+			w.s.log.Error("guest's FUSE protocol is too old", "version", [2]uint32{in.Major, in.Minor}, "needed", [2]uint32{fuseabi.Major, fuseabi.MinMinor})
+		}
 		return 0, unix.EPROTO
 	}
 	offered := fuseabi.InitFlags(in.Flags)
@@ -252,7 +254,9 @@ func (w *Worker) init() (int, unix.Errno) {
 	out.Flags, out.Flags2 = uint32(flags), uint32(flags>>32)
 	out.MaxBackground, out.CongestionThreshold = maxBackground, maxBackground/4*3
 	out.MaxWrite, out.MaxPages, out.TimeGran = MaxWrite, MaxPages, 1
-	w.s.log.Debug("session begins", "guest", [2]uint32{in.Major, in.Minor}, "offered", offered.String(), "flags", flags.String())
+	if w.s.mayLog() {
+		w.s.log.Debug("session begins", "guest", [2]uint32{in.Major, in.Minor}, "offered", offered.String(), "flags", flags.String())
+	}
 	return size, 0
 }
 

@@ -27,6 +27,7 @@ type Session struct {
 	flags atomic.Uint64 // negotiated InitFlags
 	ready atomic.Bool   // INIT was answered
 	noise atomic.Int64  // malformed requests so far
+	lines atomic.Int64  // of the log that were the guest's doing, those left out included
 	tally tally
 }
 
@@ -66,15 +67,22 @@ func (s *Session) has(f fuseabi.InitFlags) bool { return s.Flags()&f != 0 }
 // Malformed is the number of requests so far that broke the protocol.
 func (s *Session) Malformed() int64 { return s.noise.Load() }
 
-// malformed counts a request that broke the protocol and writes a line about the first few: a hostile guest
-// must not fill the host's log.
+// mostLines is how many lines of the log a guest can cause in all.
+const mostLines = 16
+
+// malformed counts a request that broke the protocol, and writes a line about the first few.
 func (s *Session) malformed(h *fuseabi.InHeader, why string) {
-	const lines = 16
-	n := s.noise.Add(1)
-	if n <= lines {
+	s.noise.Add(1)
+	if s.mayLog() {
 		s.log.Warn("malformed request", "opcode", fuseabi.Opcode(h.Opcode).String(), "unique", h.Unique, "length", h.Length, "why", why)
 	}
-	if n == lines {
-		s.log.Warn("further malformed requests are counted, not logged")
+}
+
+// mayLog is asked before each line that a guest's request is the reason of, of whatever level: a hostile guest must not fill the host's log.
+func (s *Session) mayLog() bool {
+	n := s.lines.Add(1)
+	if n == mostLines+1 {
+		s.log.Warn("the guest gave reason for enough lines: no more are written about its requests; malformed ones are counted")
 	}
+	return n <= mostLines
 }

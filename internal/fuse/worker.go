@@ -182,8 +182,9 @@ func (w *Worker) take(h *fuseabi.InHeader, o *op) unix.Errno {
 	}
 	w.call = Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Unique: h.Unique}
 	w.ext.Reset()
+	// Before 7.38 the field was padding, and Windows' driver leaves in it what was on its stack.
 	extLen := uint64(h.TotalExtlen) * 8
-	if o.bulk {
+	if o.bulk || !w.s.has(fuseabi.CreateSuppGroup|fuseabi.SecurityCtx) {
 		extLen = 0
 	}
 	if extLen > want-uint64(o.in) {
@@ -220,7 +221,7 @@ func (w *Worker) lateExtensions() unix.Errno {
 	return w.extensions(w.rest)
 }
 
-// name takes the next NUL-terminated string: at most max bytes, counted without the NUL.
+// str takes the next NUL-terminated string: at most max bytes, counted without the NUL.
 func (w *Worker) str(max int) (Name, unix.Errno) {
 	i := bytes.IndexByte(w.rest, 0)
 	switch {
@@ -238,19 +239,28 @@ func (w *Worker) str(max int) (Name, unix.Errno) {
 	return n, 0
 }
 
-// name takes the next name of a directory entry. Linux sends neither '/' nor "." or ".." (they would need EXPORT_SUPPORT,
-// which is not offered); with them a request could leave the shared directory.
-func (w *Worker) name() (Name, unix.Errno) {
+// anyName takes the next name of a directory entry, of which "." and ".." are two: LOOKUP finds the directory itself by the one and what it lies in
+// by the other. So Windows' driver finds the root, and Linux what it exports by NFS (fs/fuse/inode.c, fuse_get_dentry and fuse_get_parent).
+func (w *Worker) anyName() (Name, unix.Errno) {
 	n, e := w.str(maxNameLen)
 	if e != 0 {
 		return nil, e
 	}
-	s := n[:len(n)-1]
-	if bytes.IndexByte(s, '/') >= 0 || s[0] == '.' && (len(s) == 1 || len(s) == 2 && s[1] == '.') {
-		w.why = "name is '.', '..' or has a '/'"
+	if bytes.IndexByte(n, '/') >= 0 {
+		w.why = "name has a '/'"
 		return nil, unix.EINVAL
 	}
 	return n, 0
+}
+
+// name takes the next name of what can be made, removed or renamed: with "." or ".." a request could leave the shared directory.
+func (w *Worker) name() (Name, unix.Errno) {
+	n, e := w.anyName()
+	if e == 0 && n.Dots() {
+		w.why = "name is '.' or '..'"
+		return nil, unix.EINVAL
+	}
+	return n, e
 }
 
 // reply writes header and n bytes of body (in w.out, or behind the header in guest memory already if n is negative: -n-1

@@ -215,17 +215,10 @@ func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags
 			sys.Close(fd)
 			return e
 		}
-		fresh := &inode{identity: id}
-		if name != nil {
-			fresh.parent, fresh.name = p, slices.Clone(name)
-		}
-		fresh.state.Store(oneUser)
-		fresh.setFD(pathFD)
-		if n = t.fs.nodes.add(fresh); n == fresh {
-			t.fs.fds.insert(n)
-			t.put(n)
+		if name == nil {
+			n = t.adopt(id, pathFD, nil, nil)
 		} else {
-			sys.Close(pathFD)
+			n = t.adopt(id, pathFD, p, slices.Clone(name))
 		}
 	}
 	t.entry(n, p, &out.EntryOut)

@@ -156,7 +156,7 @@ func (fs *FS) probeHandles() error {
 func (fs *FS) Init(offered fuseabi.InitFlags) fuseabi.InitFlags {
 	fs.Reset()
 	want := fuseabi.AsyncRead | fuseabi.AtomicOTrunc | fuseabi.HasIoctlDir | fuseabi.AsyncDIO | fuseabi.ParallelDirops |
-		fuseabi.CreateSuppGroup | fuseabi.AllowIdmap | fuseabi.AutoInvalData
+		fuseabi.CreateSuppGroup | fuseabi.AllowIdmap | fuseabi.AutoInvalData | fuseabi.ExportSupport
 	if fs.cfg.Cache != CacheNever && !fs.cfg.NoReaddirplus {
 		want |= fuseabi.DoReaddirplus | fuseabi.ReaddirplusAuto
 	}

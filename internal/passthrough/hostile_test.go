@@ -119,6 +119,10 @@ func TestNamesDoNotLeaveTheShare(t *testing.T) {
 			"to":      g.rename(root, "f", root, name, 0),
 			"swap":    g.rename(root, "f", root, name, unix.RENAME_EXCHANGE),
 		} {
+			if what == "lookup" && (name == "." || name == "..") { // TestLookupOfDots
+				assert.Zero(t, e)
+				continue
+			}
 			assert.Equal(t, unix.EINVAL, e, "%s of %q", what, name)
 		}
 	}

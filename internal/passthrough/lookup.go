@@ -23,6 +23,9 @@ type walk struct {
 
 // Lookup implements fuse.Thread.
 func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
+	if name.Dots() {
+		return t.lookupDots(parent, name, out)
+	}
 	p, fd := t.fs.nodes.get(parent)
 	w := &t.walk
 	if parent == w.found && (fd < 0 || w.held) {
