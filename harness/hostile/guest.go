@@ -296,6 +296,8 @@ func guestCases() []Case {
 			fe.Request{Op: fe.OpBatchForget, Args: body().U32(0xffffffff, 0).U64(4242, 1)}, fe.Request{Op: fe.OpBatchForget, Args: body().U32(2, 0).U64(4242, 1)},
 			fe.Request{Op: fe.OpBatchForget, Args: body().U32(0x10000001, 0).U64(4242, 1)}, fe.Request{Op: fe.OpBatchForget, Args: body().U32(0, 0)},
 			fe.Request{Op: fe.OpBatchForget, Args: body().U32(1)})},
+		{Name: "batch-forget-endless", Rule: "a request is no larger than max_write and a header, however often its buffer is described", Attack: forgetForever},
+		{Name: "setxattr-endless", Rule: "a request is no larger than max_write and a header, however often its buffer is described", Attack: setForever},
 		{Name: "batch-forget-root", Rule: "the root is never forgotten", Attack: oneOf(fe.Request{Op: fe.OpBatchForget, Args: body().U32(2, 0).U64(1, 1<<40, 1, 1<<40)})},
 		{Name: "read-size-max", Rule: "virtio 1.2, 5.11: the reply fits into what is writable", Attack: withFile(func(n, fh uint64) []fe.Request {
 			return []fe.Request{
@@ -690,4 +692,77 @@ func withFile(requests func(node, fh uint64) []fe.Request) func(*Env) (Outcome, 
 		}
 		return e.worst(requests(n.Node, fh)...)
 	}
+}
+
+// overlapping makes requests that are told as 1,001 descriptors of one buffer of 4 MiB each, so that they are of 4 GB; first is what the buffer
+// begins with, behind a header. They are posted at once, and come back within the time of one answer.
+func (e *Env) overlapping(op fe.Opcode, first fe.Body) (Outcome, string) {
+	const size, times, together = 4 << 20, 1001, 16
+	m := e.Dev.Memory
+	buf, err := m.Alloc(size)
+	if err != nil {
+		return Failed, err.Error()
+	}
+	table, err := m.Alloc(16 * (times + 1))
+	if err != nil {
+		return Failed, err.Error()
+	}
+	l, err := e.FUSE.Layout(fe.Request{Op: op, Node: 1, Args: first}, 1<<41)
+	if err != nil {
+		return Failed, err.Error()
+	}
+	at := 0
+	for _, s := range l.In {
+		at += copy(m.Bytes(buf+uint64(at), int(s.Len)), m.Bytes(s.Addr, int(s.Len)))
+	}
+	binary.LittleEndian.PutUint32(m.Bytes(buf, 4), size*times-1<<20)
+	reply, err := m.Alloc(fe.OutHeaderSize + 64)
+	if err != nil {
+		return Failed, err.Error()
+	}
+	b := m.Bytes(table, 16*(times+1))
+	for i := range times {
+		binary.LittleEndian.PutUint64(b[16*i:], buf)
+		binary.LittleEndian.PutUint32(b[16*i+8:], size)
+		binary.LittleEndian.PutUint16(b[16*i+12:], fe.DescNext)
+		binary.LittleEndian.PutUint16(b[16*i+14:], uint16(i+1))
+	}
+	binary.LittleEndian.PutUint64(b[16*times:], reply)
+	binary.LittleEndian.PutUint32(b[16*times+8:], fe.OutHeaderSize+64)
+	binary.LittleEndian.PutUint16(b[16*times+12:], fe.DescWrite)
+	var all []*fe.Chain
+	for range together {
+		ids, err := e.Queue.TakeDesc(1)
+		if err != nil {
+			return Failed, err.Error()
+		}
+		e.Queue.WriteDesc(ids[0], fe.Desc{Addr: table, Len: 16 * (times + 1), Flags: fe.DescIndirect})
+		c := e.Queue.PrepareRaw(ids[0], ids)
+		e.Queue.Post(c)
+		all = append(all, c)
+	}
+	e.Queue.Publish()
+	began := time.Now()
+	for _, c := range all {
+		err := e.Queue.WaitChain(c, max(time.Millisecond, patience-time.Since(began)))
+		switch {
+		case errors.Is(err, fe.ErrRingStopped):
+			return RingStopped, ""
+		case errors.Is(err, fe.ErrGone):
+			return e.departed()
+		case err != nil:
+			return NeverDone, err.Error()
+		}
+	}
+	return Completed0, fmt.Sprintf("%d ms", time.Since(began).Milliseconds())
+}
+
+// forgetForever is one BATCH_FORGET of 262 million nodes.
+func forgetForever(e *Env) (Outcome, string) {
+	return e.overlapping(fe.OpBatchForget, body().U32((4<<20*1001-1<<20)/16-16, 0))
+}
+
+// setForever is one SETXATTR with a value of 4 GB.
+func setForever(e *Env) (Outcome, string) {
+	return e.overlapping(fe.OpSetxattr, body().U32(4<<20*1001-2<<20, 0).Name("user.long"))
 }

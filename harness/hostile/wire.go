@@ -138,6 +138,58 @@ func (e *Env) touch() (Outcome, string) {
 	return sayMessage(err)
 }
 
+// start starts a ring in which nothing waits.
+func (e *Env) start() (Outcome, string) {
+	err := e.Dev.SetUp(e.Queue)
+	if err == nil {
+		err = e.Dev.Enable(e.Queue, true)
+	}
+	if err == nil {
+		e.Queue.Kick()
+		time.Sleep(20 * time.Millisecond)
+		_, err = e.Dev.Conn.CallU64(fe.MsgGetFeatures, nil)
+	}
+	return sayMessage(err)
+}
+
+// fill gives the daemon a sparse file in slots that take all of 47 bits of addresses, large ones first, and has it work then.
+func (e *Env) fill() (Outcome, string) {
+	fd, err := e.memfd(1 << 45)
+	if err != nil {
+		return Failed, err.Error()
+	}
+	taken, at := 0, uint64(1)<<46
+	for size := uint64(1) << 45; size >= fe.PageSize && taken < 500; {
+		payload := make([]byte, 8)
+		for _, v := range [4]uint64{at, size, at, 0} {
+			payload = binary.LittleEndian.AppendUint64(payload, v)
+		}
+		at += size
+		switch o, d := e.tell(fe.MsgAddMemReg, payload, fd); o {
+		case OK:
+			taken++
+		case ErrorReply:
+			size /= 2
+		default:
+			return o, fmt.Sprintf("slot %d of %d bytes: %s", taken, size, d)
+		}
+	}
+	for _, q := range e.Dev.Queues { // their memory is there: what follows takes some of the daemon's own
+		err = errors.Join(err, e.Dev.SetUp(q), e.Dev.Enable(q, true))
+	}
+	if err == nil {
+		_, err = e.FUSE.Init(0)
+	}
+	for i := 0; i < 2000 && err == nil; i++ {
+		_, err = e.FUSE.Mkdir(1, fmt.Sprint(i), 0o755)
+	}
+	if err != nil {
+		o, d := sayMessage(err)
+		return o, fmt.Sprintf("%d slots taken; %s", taken, d)
+	}
+	return ErrorReply, fmt.Sprintf("%d slots taken", taken)
+}
+
 func (e *Env) memfd(size int64) (int, error) {
 	fd, err := unix.MemfdCreate("hostile", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -438,6 +490,7 @@ func wireCases() []Case {
 			}
 			return OK, "600 slots accepted"
 		})},
+		{Name: "slots-fill-address-space", Rule: "a daemon maps no more than leaves room for itself", Attack: withMemory(func(e *Env) (Outcome, string) { return e.fill() })},
 		{Name: "slot-twice", Rule: ruleMemory, Attack: fresh(func(e *Env) (Outcome, string) {
 			r := e.Dev.Memory.Regions[0]
 			if o, d := e.tell(fe.MsgAddMemReg, fe.SingleRegion(r), r.FD); o != OK {
@@ -482,6 +535,12 @@ func wireCases() []Case {
 			}
 			_, err := e.Dev.Conn.CallU64(fe.MsgGetFeatures, nil)
 			return sayMessage(err)
+		})},
+		{Name: "ring-memory-vanished-before", Rule: "the pages of a ring go away (ftruncate of the memfd) before it starts: no SIGBUS", Attack: withMemory(func(e *Env) (Outcome, string) {
+			if err := unix.Ftruncate(e.Dev.Memory.Regions[0].FD, 0); err != nil {
+				return Failed, err.Error()
+			}
+			return e.start()
 		})},
 		{Name: "rings-again-while-running", Rule: "vring messages to a running ring", Attack: running(func(e *Env) (Outcome, string) {
 			err := e.Dev.SetUp(e.Queue)

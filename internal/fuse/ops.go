@@ -266,18 +266,20 @@ func (w *Worker) batchForget(in *fuseabi.BatchForgetIn) unix.Errno {
 		w.why = "more nodes announced than sent"
 		return unix.EINVAL
 	}
-	end := start + uint64(in.Count)*fuseabi.ForgetOneSize
+	left := uint64(in.Count) * fuseabi.ForgetOneSize
 	buf := w.in[start : start+256*fuseabi.ForgetOneSize]
-	for at := start; at < end; {
-		n := fuseabi.CopyIn(buf[:min(uint64(len(buf)), end-at)], w.inSegs, at)
+	for segs, at := w.inSegs, start; left > 0; {
+		for at >= uint64(segs[0].Len) { // each is passed once: there may be as many as nodes
+			at -= uint64(segs[0].Len)
+			segs = segs[1:]
+		}
+		n := fuseabi.CopyIn(buf[:min(uint64(len(buf)), left)], segs, at)
 		for i := 0; i+fuseabi.ForgetOneSize <= n; i += fuseabi.ForgetOneSize {
 			f := fuseabi.View[fuseabi.ForgetOne](buf[i:])
 			w.fs.Forget(f.NodeID, f.Nlookup)
 		}
-		if n < fuseabi.ForgetOneSize {
-			break
-		}
 		at += uint64(n)
+		left -= uint64(n)
 	}
 	return 0
 }

@@ -13,6 +13,7 @@ import (
 const (
 	bufferSize   = 16 << 10              // what a worker starts with for arguments and for replies
 	maxArguments = 256 << 10             // a label and an attribute of 64 KiB each, and names, fit
+	maxRequest   = MaxWrite + 4<<10      // WRITE and its header; no driver reads more of its requests at a time than that
 	maxReply     = 16 + 256<<10          // of what is not file data
 	maxNameLen   = 255                   // NAME_MAX
 	maxTarget    = 4096                  // PATH_MAX, with NUL
@@ -158,6 +159,10 @@ func (w *Worker) take(h *fuseabi.InHeader, o *op) unix.Errno {
 	if length < uint64(o.in) || length > w.inLen {
 		w.why = "length does not fit the opcode or the memory given"
 		return unix.EINVAL
+	}
+	if length > maxRequest { // however often the guest's descriptors name the same memory
+		w.why = "longer than max_write and a header"
+		return unix.E2BIG
 	}
 	w.inLen = length
 	want := length

@@ -25,23 +25,30 @@ type region struct {
 // Table is an immutable set of regions, none overlapping another in guest addresses. The zero value has no memory.
 type Table struct {
 	regions []*region // ascending by guest address
+	space   *space    // nil before the first region
 }
 
 // ErrNoMemory says that an address range is not, or not wholly, within mapped guest memory.
 var ErrNoMemory = errors.New("address is outside of guest memory")
 
-// New maps the regions, each from the descriptor at the same place in fds. The descriptors stay the caller's.
+// New is a first table with these regions.
 func New(regions []vhostabi.MemRegion, fds []int) (*Table, error) {
-	t := &Table{}
+	return (&Table{}).Replace(regions, fds)
+}
+
+// Replace maps the regions, each from the descriptor at the same place in fds, in place of those of t, which stays as it was and is dropped
+// apart. The descriptors stay the caller's.
+func (t *Table) Replace(regions []vhostabi.MemRegion, fds []int) (*Table, error) {
+	made := &Table{space: t.space}
 	for i, r := range regions {
-		next, err := t.Add(r, fds[i])
-		t.Drop()
+		next, err := made.Add(r, fds[i])
+		made.Drop()
 		if err != nil {
 			return nil, fmt.Errorf("region %d: %w", i, err)
 		}
-		t = next
+		made = next
 	}
-	return t, nil
+	return made, nil
 }
 
 // Add returns a table with one region more, mapped from fd, which stays the caller's. The old table stays as it was and is dropped
@@ -61,11 +68,15 @@ func (t *Table) Add(r vhostabi.MemRegion, fd int) (*Table, error) {
 			return nil, fmt.Errorf("map guest memory: region at front-end address %#x of %#x bytes overlaps the one at %#x", r.UserAddr, r.Size, o.UserAddr)
 		}
 	}
-	m, err := mapRegion(r, fd)
+	next := t.clone()
+	if next.space == nil {
+		next.space = &space{}
+	}
+	m, err := next.space.mapRegion(r, fd)
 	if err != nil {
+		next.Drop()
 		return nil, err
 	}
-	next := t.clone()
 	at, _ := slices.BinarySearchFunc(next.regions, r.GuestAddr, func(o *region, a uint64) int {
 		if o.GuestAddr < a {
 			return -1
@@ -95,14 +106,14 @@ func (t *Table) clone() *Table {
 	for _, o := range t.regions {
 		o.refs.Add(1)
 	}
-	return &Table{regions: slices.Clone(t.regions)}
+	return &Table{regions: slices.Clone(t.regions), space: t.space}
 }
 
 // Drop gives the table up: regions that no other table holds are unmapped. No view or iovec made from it may be used afterwards.
 func (t *Table) Drop() {
 	for _, o := range t.regions {
 		if o.refs.Add(-1) == 0 {
-			unix.Munmap(o.mem) // fails only for an address that is no mapping
+			t.space.unmap(o.mem)
 		}
 	}
 	t.regions = nil
@@ -111,8 +122,57 @@ func (t *Table) Drop() {
 // Len is the number of regions.
 func (t *Table) Len() int { return len(t.regions) }
 
+// space is what the tables of one front-end have mapped in all, those included that are replaced and still in use. Where addresses or mappings
+// run out, Go's runtime ends the process.
+type space struct {
+	bytes    uint64
+	mappings int
+}
+
+const (
+	// mostBytes is half of what x86-64 has for a process, and mostMappings a small part of what Linux permits (vm.max_map_count).
+	mostBytes    = 64 << 40
+	mostMappings = 4 * MaxRegions
+	// ownBytes is what has to be left for the daemon itself: a guest that knows a million files takes less than that.
+	ownBytes = 1 << 30
+)
+
+// mmap maps shared memory, if enough is left for the daemon.
+func (s *space) mmap(fd int, start int64, length uint64) ([]byte, error) {
+	switch {
+	case s.mappings >= mostMappings:
+		return nil, fmt.Errorf("%d regions are mapped, with those that requests still use: more than a front-end needs", s.mappings)
+	case length > mostBytes-s.bytes:
+		return nil, fmt.Errorf("with %d bytes that are mapped: %d are the most", s.bytes, uint64(mostBytes))
+	}
+	mem, err := unix.Mmap(fd, start, int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err == nil {
+		var own []byte
+		if own, err = unix.Mmap(-1, 0, ownBytes, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err == nil {
+			unix.Munmap(own)
+		} else {
+			unix.Munmap(mem)
+		}
+	}
+	if err != nil {
+		if err == unix.ENOMEM {
+			err = fmt.Errorf("that leaves less than 1 GiB of addresses to the daemon itself: %w; raise its limit (ulimit -v)", err)
+		}
+		return nil, err
+	}
+	s.bytes += length
+	s.mappings++
+	return mem, nil
+}
+
+func (s *space) unmap(mem []byte) {
+	unix.Munmap(mem) // fails only for an address that is no mapping
+	s.bytes -= uint64(len(mem))
+	s.mappings--
+}
+
 // mapRegion maps r from fd. A region larger than a file with a size is refused here: touching its end would raise SIGBUS.
-func mapRegion(r vhostabi.MemRegion, fd int) (*region, error) {
+func (s *space) mapRegion(r vhostabi.MemRegion, fd int) (*region, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("look at the memory region's descriptor: %w", err)
@@ -128,7 +188,7 @@ func mapRegion(r vhostabi.MemRegion, fd int) (*region, error) {
 	}
 	start := r.MmapOffset &^ (page - 1)
 	length := (end - start + page - 1) &^ (page - 1)
-	mem, err := unix.Mmap(fd, int64(start), int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	mem, err := s.mmap(fd, int64(start), length)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes of guest memory at file offset %d: %w", length, start, err)
 	}

@@ -211,6 +211,79 @@ func TestAsManySlotsAsKVM(t *testing.T) {
 	assert.Zero(t, mappings(t))
 }
 
+// What a front-end has mapped leaves the daemon room for itself, whatever the memory costs the front-end: it may be a sparse file.
+func TestFrontEndLeavesAddressesToTheDaemon(t *testing.T) {
+	const tib = 1 << 40
+	fd := memfd(t, tib, 0)
+	all := &guestmem.Table{}
+	defer func() { all.Drop() }()
+	for i := range uint64(64) { // half of what there is
+		next, err := all.Add(region(i*tib, tib, 0), fd)
+		require.NoError(t, err)
+		all.Drop()
+		all = next
+	}
+	_, err := all.Add(region(64*tib, page, 0), fd)
+	assert.EqualError(t, err, "map 4096 bytes of guest memory at file offset 0: with 70368744177664 bytes that are mapped: 70368744177664 are the most")
+	_, err = all.Replace([]vhostabi.MemRegion{region(0, page, 0)}, []int{fd})
+	assert.ErrorContains(t, err, "are the most", "what a request may still use counts")
+	less, err := all.Remove(region(3*tib, tib, 0))
+	require.NoError(t, err)
+	_, err = less.Add(region(64*tib, page, 0), fd)
+	assert.ErrorContains(t, err, "are the most", "the first table still has it")
+	all.Drop()
+	all, err = less.Add(region(64*tib, tib, 0), fd)
+	require.NoError(t, err)
+	less.Drop()
+	assert.Equal(t, 64, all.Len())
+}
+
+// Mappings are few as well, however small: Linux permits a process some 65,000.
+func TestFrontEndLeavesMappingsToTheDaemon(t *testing.T) {
+	fd := memfd(t, page, 0)
+	var held []*guestmem.Table
+	defer func() {
+		for _, h := range held {
+			h.Drop()
+		}
+	}()
+	last := &guestmem.Table{}
+	for range 4 * guestmem.MaxRegions { // requests under way use all of them
+		next, err := last.Replace([]vhostabi.MemRegion{region(0, page, 0)}, []int{fd})
+		require.NoError(t, err)
+		held, last = append(held, next), next
+	}
+	_, err := last.Replace([]vhostabi.MemRegion{region(0, page, 0)}, []int{fd})
+	assert.ErrorContains(t, err, "2036 regions are mapped, with those that requests still use")
+	held[0].Drop()
+	next, err := last.Replace([]vhostabi.MemRegion{region(0, page, 0)}, []int{fd})
+	require.NoError(t, err)
+	held[0] = next
+}
+
+// The daemon's limit of addresses counts as well.
+func TestLimitOfAddresses(t *testing.T) {
+	statm, err := os.ReadFile("/proc/self/statm")
+	require.NoError(t, err)
+	var pages uint64
+	_, err = fmt.Sscan(string(statm), &pages)
+	require.NoError(t, err)
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_AS, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: pages*page + 2<<30, Max: was.Max}))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_AS, &was)) }()
+	fd := memfd(t, 4<<30, 0)
+	for _, size := range []uint64{3 << 29, 4 << 30} { // there is no room for the daemon, or none at all
+		_, err = guestmem.New([]vhostabi.MemRegion{region(0, size, 0)}, []int{fd})
+		assert.EqualError(t, err, fmt.Sprintf("region 0: map %d bytes of guest memory at file offset 0: that leaves less than 1 GiB of addresses to the daemon itself: "+
+			"cannot allocate memory; raise its limit (ulimit -v)", size))
+	}
+	table, err := guestmem.New([]vhostabi.MemRegion{region(0, 1<<29, 0)}, []int{fd})
+	require.NoError(t, err)
+	table.Drop()
+	assert.Zero(t, mappings(t))
+}
+
 func TestTerabyte(t *testing.T) {
 	const tib = 1 << 40
 	fd := memfd(t, tib, 0)

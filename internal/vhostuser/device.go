@@ -367,7 +367,7 @@ func (d *device) setMemTable(m *message) error {
 	if err := t.Validate(len(m.fds)); err != nil {
 		return err
 	}
-	next, err := guestmem.New(t, m.fds)
+	next, err := d.mem.Replace(t, m.fds)
 	if err != nil {
 		return err
 	}

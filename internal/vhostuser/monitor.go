@@ -2,11 +2,11 @@ package vhostuser
 
 import (
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"virtiofsd/internal/guestmem"
 	"virtiofsd/internal/sys"
 )
 
@@ -57,8 +57,7 @@ func (m *monitor) awake() {
 }
 
 func (m *monitor) run() {
-	runtime.LockOSThread()      // so that a tick is a nanosleep of one thread, without the scheduler's timers
-	debug.SetPanicOnFault(true) // it looks into rings
+	runtime.LockOSThread() // so that a tick is a nanosleep of one thread, without the scheduler's timers
 	sys.SetTimerSlack(sys.DefaultSlack)
 	last := make([]seen, len(m.dev.queues))
 	tick, quiet := monitorTick, time.Duration(0)
@@ -197,7 +196,7 @@ func (q *queue) tellAll() {
 	}
 	q.tell.untold = 0
 	signal := func() (signal bool, err error) {
-		defer rescue(&err)
+		defer rescue(&err, guestmem.Touch())
 		return q.ring.MustSignal(), nil
 	}
 	if yes, err := signal(); err != nil || !yes || q.call == nil {

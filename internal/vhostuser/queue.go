@@ -220,13 +220,13 @@ func (q *queue) start(mem *guestmem.Table, f virtqueue.Features) error {
 }
 
 func (q *queue) setup(mem *guestmem.Table, f virtqueue.Features) (err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	return q.ring.Setup(mem, q.addrs, q.size, q.base, f)
 }
 
-// pending is how many requests wait in the ring. The caller holds mu, in a goroutine in which memory faults panic.
+// pending is how many requests wait in the ring. The caller holds mu.
 func (q *queue) pending() (n int, err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	return q.ring.Pending(true)
 }
 

@@ -91,8 +91,10 @@ func (a *aftermath) done() {
 	*a = aftermath{}
 }
 
-// rescue turns a panic into errFault or, for a defect of ours, an error with the stack.
-func rescue(err *error) {
+// rescue is deferred by each function that touches guest memory: it turns a panic into errFault or, for a defect of ours, an error with the
+// stack.
+func rescue(err *error, t guestmem.Touching) {
+	t.End()
 	if r := recover(); r != nil {
 		*err = explain(r)
 	}
@@ -108,7 +110,6 @@ func explain(r any) error {
 // run is the life of a worker.
 func (w *worker) run() {
 	runtime.LockOSThread() // never unlocked: the thread, whose credentials we may have changed, ends with the goroutine
-	debug.SetPanicOnFault(true)
 	sys.SetTimerSlack(sys.DefaultSlack)
 	q := w.q
 	var err error
@@ -287,7 +288,7 @@ func (w *worker) turn(pushing bool, head uint16, used uint32, out *aftermath) (n
 }
 
 func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, ok, signal bool, err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	q := w.q
 	usable := q.ring.Size() != 0 && !q.broken
 	if pushing && usable {
@@ -306,7 +307,7 @@ func (w *worker) exchange(pushing bool, head uint16, used uint32) (next uint16, 
 
 // serve walks the chain and has it served; the queue's mutex is not held.
 func (w *worker) serve(layout *virtqueue.Layout, head uint16) (used uint32, err error) {
-	defer w.rescue(&used, &err)
+	defer w.rescue(&used, &err, guestmem.Touch())
 	if err := layout.Walk(head, &w.chain); err != nil {
 		return 0, fmt.Errorf("%w: %w", errMalformed, err)
 	}
@@ -349,7 +350,8 @@ func (q *queue) judge(served int) {
 	q.unshared = q.backoff
 }
 
-func (w *worker) rescue(used *uint32, err *error) {
+func (w *worker) rescue(used *uint32, err *error, t guestmem.Touching) {
+	t.End()
 	r := recover()
 	if r == nil {
 		return
@@ -365,18 +367,18 @@ func (w *worker) rescue(used *uint32, err *error) {
 }
 
 func (q *queue) listen() (more bool, err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	return q.ring.Listen()
 }
 
 func (q *queue) quiet() (err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	q.ring.Quiet()
 	return nil
 }
 
 func (q *queue) hush() (err error) {
-	defer rescue(&err)
+	defer rescue(&err, guestmem.Touch())
 	q.ring.Hush()
 	return nil
 }

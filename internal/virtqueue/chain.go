@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"golang.org/x/sys/unix"
+	"virtiofsd/internal/guestmem"
 	"virtiofsd/internal/vhostabi"
 )
 
@@ -74,8 +75,11 @@ func (l *Layout) Walk(head uint16, c *Chain) error {
 			c.InBytes += length
 			c.In, err = l.mem.AppendIovecs(c.In, addr, length)
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case uint32(len(c.In)+len(c.Out)) > limit+guestmem.MaxRegions:
+			return ErrLong // a descriptor is split where its regions end, but not each of them
 		}
 		if flags&vhostabi.DescNext == 0 {
 			return nil

@@ -380,6 +380,42 @@ func TestIndirectIsNegotiated(t *testing.T) {
 	assert.NoError(t, d.ring(0, virtqueue.Features{Indirect: true}).Walk(0, &chain))
 }
 
+// A buffer is split where regions end. Memory of many small regions makes no long list of a few descriptors.
+func TestChainHasNoMorePiecesThanFit(t *testing.T) {
+	const page = 4096
+	d := newDriver(t, 8)
+	fd, err := unix.MemfdCreate("small", unix.MFD_CLOEXEC)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	require.NoError(t, unix.Ftruncate(fd, page))
+	table := d.table
+	for i := range uint64(500) {
+		next, err := table.Add(vhostabi.MemRegion{GuestAddr: 1<<32 + i*page, Size: page, UserAddr: 1<<45 + i*page}, fd)
+		require.NoError(t, err)
+		if table != d.table {
+			table.Drop()
+		}
+		table = next
+	}
+	defer table.Drop()
+	r := d.ring(0, virtqueue.Features{})
+	require.NoError(t, r.Move(table, d.addresses(), 8))
+	all := desc{1 << 32, 500 * page, next, 0}
+	var list []desc
+	for i := range uint16(4) {
+		all.next = i + 1
+		list = append(list, all)
+	}
+	list[2].flags = 0
+	d.put(d.desc, list...)
+	var chain virtqueue.Chain
+	require.NoError(t, r.Walk(0, &chain))
+	assert.Len(t, chain.In, 1500)
+	list[2].flags, list[3].flags = next, 0
+	d.put(d.desc, list...)
+	assert.ErrorIs(t, r.Walk(0, &chain), virtqueue.ErrLong)
+}
+
 func TestMoreBytesThanCanBeCounted(t *testing.T) {
 	fd, err := unix.MemfdCreate("big", unix.MFD_CLOEXEC)
 	require.NoError(t, err)
