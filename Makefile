@@ -5,6 +5,7 @@ MUST      ?= # needs that may not be skipped, e.g. MUST=root,qemu (CI sets all)
 MATRIX    ?= # more flags for `vfsmatrix run`, e.g. MATRIX='--impl ours --kernel 6.12'
 BENCH     ?= # more flags for `vfsmatrix bench`, e.g. BENCH='--compare old.json'; of bench-guest too
 PROVE     ?= # more flags for `vfsmatrix prove`, e.g. PROVE='--only ^transport'
+MUTANTS   ?= # packages and flags for `vfsmatrix mutants`, e.g. MUTANTS='idmap --fresh'; no package is all of them
 FAULTS    ?= # faults of `make selftest`, e.g. FAULTS='keeps-* hangs'; none is all
 DESTDIR   ?=
 PREFIX    ?= /usr/local # /usr is where AppArmor's profiles and libvirt look
@@ -14,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 STATIC      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb images matrix matrix-full selftest hostile bench bench-guest test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences prove-fuzzing fuzz-smoke fuzz run-fuzz fuzz-coverage clean
+.PHONY: help setup build install deb images matrix matrix-full selftest hostile bench bench-guest test unit vet verify-gofmt fix-gofmt verify-docs fix-docs docs test-long prove-defences mutants prove-fuzzing fuzz-smoke fuzz run-fuzz fuzz-coverage clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +70,9 @@ hostile: setup build ## attack each daemon as a hostile guest and a hostile fron
 
 prove-defences: setup build ## remove each defence from the source in turn and see its tests fail (minutes)
 	bin/vfsmatrix prove $(PROVE)
+
+mutants: build ## change the source in small ways, one at a time, and see unit tests fail; as root, and goes on where it was ended (hours)
+	bin/vfsmatrix mutants $(MUTANTS)
 
 prove-fuzzing: build ## plant mistakes in decoders and rings, one at a time; the fuzz targets must find each within ten minutes (most take seconds)
 	bin/vfsmatrix prove --fuzz 10m --only '^mistakes' $(PROVE)

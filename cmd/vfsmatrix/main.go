@@ -68,7 +68,7 @@ Exit status: 0 all as expected; 1 something was not; 2 usage; 3 the harness or t
 	cobra.AddTemplateFunc("usages", usages)
 	root.SetUsageTemplate(strings.NewReplacer(".LocalFlags.FlagUsages", "usages .LocalFlags", ".InheritedFlags.FlagUsages", "usages .InheritedFlags").Replace(root.UsageTemplate()))
 	root.AddCommand(a.list(), a.explain(), a.check(), a.images(), a.runCmd(), a.judge(), a.docs(), a.hostile(), a.fuzz(), a.bench(),
-		a.prove(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest(), a.boot())
+		a.prove(), a.mutants(), a.compare(), a.cells(), a.merge(), a.newScenario(), a.selftest(), a.boot())
 	return root
 }
 

@@ -85,6 +85,13 @@ func Docs(root string) (map[string][]byte, error) {
 		}
 		out[docsDir+"/troubleshooting.md"] = []byte(t.page(all))
 	}
+	record, err := trackRecordPage(tree)
+	if err != nil {
+		return nil, err
+	}
+	if record != nil {
+		out[trackRecord] = record
+	}
 	m, err := loadBench(tree)
 	if err != nil {
 		return nil, err
