@@ -77,3 +77,17 @@ func TestPollingPausesLongerTheMoreItIsInterrupted(t *testing.T) {
 	q.interrupted(now)
 	assert.Equal(t, pauseLeast, q.pause)
 }
+
+func TestSlowRequestsWantWorkersWhereTheyWait(t *testing.T) {
+	for _, c := range []struct {
+		want         int
+		known, waits bool
+		next         int
+	}{
+		{8, false, true, 8}, {8, false, false, 8}, // of a new leader nothing is known
+		{1, true, true, 2}, {8, true, true, 16}, {16, true, true, 16}, {20, true, true, 20},
+		{8, true, false, 4}, {1, true, false, 1},
+	} {
+		assert.Equal(t, c.next, wanted(c.want, c.known, c.waits), "%+v", c)
+	}
+}

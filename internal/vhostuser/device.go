@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,8 @@ type device struct {
 	workers sync.WaitGroup
 	queues  []*queue
 
+	processors int // that there are for our threads
+
 	held   atomic.Int32           // leaders in sleeps that are hidden from Go's scheduler
 	most   int32                  // extras there may be, 0 for any number
 	extras atomic.Int32           // workers beyond the first of each queue
@@ -62,7 +65,7 @@ type Stats func() []Counters
 // the process should end.
 func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Stats)) (err error) {
 	defer c.Close()
-	d := &device{ctx: ctx, cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1}
+	d := &device{ctx: ctx, cfg: cfg.withDefaults(), backend: b, log: cfg.Logger, conn: c, mem: &guestmem.Table{}, backendReq: -1, processors: runtime.NumCPU()}
 	d.most, d.cfg.MaxRequestQueues = int32(d.cfg.Extras()), d.cfg.Queues()
 	d.monitor = newMonitor(d)
 	defer func() {

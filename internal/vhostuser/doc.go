@@ -20,6 +20,7 @@
 //   - The leader is blocked inside a request: a lock, a FIFO, a slow disk. A monitor, which ticks only while there is work, finds that
 //     out within two milliseconds and gives the leadership away. Nobody tries calls in a non-blocking form first, which would cost the
 //     common case a second system call; blocking is noticed when it happens.
+//     A leader that computes for so long is replaced as well, until as many as there are processors do: the clock of its thread tells.
 //   - Requests wait in the ring while those served take long and the leader's thread uses little processor time: a disk again, less slow.
 //     The monitor doubles the number of workers wanted with each tick, and takes them back when requests become fast.
 //   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that came

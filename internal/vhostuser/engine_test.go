@@ -501,6 +501,54 @@ func TestSlowRequestsGetHelp(t *testing.T) {
 	}
 }
 
+// A thread that computes is not blocked: more of them than there are processors serve nobody sooner. That is told by the time that they get, so
+// it is seen only where nobody else wants the processors.
+func TestRequestsThatComputeGetFewThreads(t *testing.T) {
+	e := &echo{sleep: 20 * time.Millisecond}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	q := d.Request(0)
+	most, share := 0, 0.0
+	for n := 0; n < 3 && share < 0.9; n++ {
+		var all []*fe.Pending
+		for range 40 {
+			all = append(all, d.start(t, opCompute))
+		}
+		began, before := time.Now(), processTime(t)
+		q.Publish()
+		most = 0
+		for _, p := range all {
+			require.NoError(t, q.WaitChain(p.Chain, 10*time.Second))
+			most = max(most, d.count(1).Workers)
+		}
+		share = float64(processTime(t)-before) / float64(time.Since(began)) / float64(min(2, runtime.NumCPU()))
+		time.Sleep(150 * time.Millisecond) // spares end
+	}
+	if share >= 0.9 {
+		assert.LessOrEqual(t, most, runtime.NumCPU()+4)
+	}
+}
+
+// A request that computes for long does not hold up the next one either, and those that wait are told from it.
+func TestRequestsThatComputeHoldUpNobody(t *testing.T) {
+	e := &echo{sleep: 500 * time.Millisecond, block: make(chan struct{})}
+	d := serve(t, e, vhostuser.Config{}, fe.Config{})
+	long := d.start(t, opCompute)
+	d.quick(t, 1)
+	assert.False(t, long.Chain.Done)
+	for range 20 {
+		d.start(t, opBlock)
+	}
+	d.quick(t, 1)
+	assert.EqualValues(t, 1+20, e.blocked.Load())
+	close(e.block)
+}
+
+func processTime(t *testing.T) time.Duration {
+	var u syscall.Rusage
+	require.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 func TestCheapRequestsStayWithOneWorker(t *testing.T) {
 	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
 	q := d.Request(0)
@@ -559,11 +607,7 @@ func TestIdleDeviceUsesNoProcessor(t *testing.T) {
 		}
 	}
 	time.Sleep(100 * time.Millisecond) // the monitor parks
-	cpu := func() time.Duration {
-		var u syscall.Rusage
-		require.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
-		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	}
+	cpu := func() time.Duration { return processTime(t) }
 	least := time.Hour
 	for range 3 { // Go's runtime has its own reasons now and then
 		before := cpu()

@@ -36,10 +36,9 @@ type monitor struct {
 // seen is what the monitor remembers of a queue from tick to tick.
 type seen struct {
 	leader   *worker
-	serial   uint64
 	requests uint64
 	sleeps   uint64        // if the leader is hidden
-	cpu      time.Duration // of the leader's thread
+	cpu      time.Duration // of the leader's thread, while it is away
 }
 
 func newMonitor(d *device) *monitor {
@@ -152,9 +151,13 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	if w == nil {
 		return
 	}
-	last.serial = w.serial
-	blocked := w.away && w == was.leader && w.serial == was.serial
-	if blocked {
+	last.cpu = threadCPU(w.tid)
+	busy := w
+	if !w.away {
+		busy = nil
+	}
+	stayed, used := q.stay.look(busy, w.serial, sys.Clock(), last.cpu)
+	if stayed > 0 {
 		w.giveBack()
 	}
 	if !q.running() || q.asleep {
@@ -165,16 +168,10 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	} else if n, err := q.pending(); err == nil && n > 0 {
 		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
 		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet.
-		last.cpu = threadCPU(w.tid)
-		switch {
-		case w != was.leader || was.cpu == 0:
-		case last.cpu-was.cpu < tick/2:
-			q.want = max(q.want, min(2*q.want, maxWaiting))
-		default:
-			q.want = max(1, q.want/2)
-		}
+		known := w == was.leader && was.cpu != 0
+		q.want = wanted(q.want, known, stayed > 0 && waits(stayed, used) || stayed == 0 && last.cpu-was.cpu < tick/2)
 	}
-	if blocked {
+	if stayed > 0 && q.replaces(w, stayed, used) {
 		q.tellAll()
 		q.leader = nil
 		if q.call1(MaxWorkers) {
@@ -186,6 +183,37 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	} else {
 		q.help()
 	}
+}
+
+// wanted is how many workers shall be at work on slow requests of which more wait, where so many were, and the leader's thread is known to wait
+// or to compute.
+func wanted(want int, known, waits bool) int {
+	switch {
+	case !known:
+		return want
+	case waits:
+		return max(want, min(2*want, maxWaiting))
+	}
+	return max(1, want/2)
+}
+
+// replaces reports whether another worker is to lead instead of w, which was in one request for some time. Who waits for something is replaced. Who
+// computes is as well, but for few: more threads than processors serve nobody sooner. The caller holds mu.
+func (q *queue) replaces(w *worker, stayed, used time.Duration) bool {
+	if waits(stayed, used) {
+		return q.spares > 0 || stayed >= patience(len(q.workers))
+	}
+	computing := 0
+	for o := range q.workers {
+		if o != w && o.away && o.computes == o.serial {
+			computing++
+		}
+	}
+	if computing >= q.dev.processors {
+		return false
+	}
+	w.computes = w.serial
+	return true
 }
 
 // tellAll has the driver told of what was pushed before a request that blocks. Not by the monitor, which writing to a descriptor of the

@@ -43,6 +43,7 @@ const (
 	opPanic
 	opPanicTwice // in Abort too
 	opSleep      // as a disk does
+	opCompute    // for so much processor time as opSleep takes time
 	opQuick      = 3
 )
 
@@ -63,6 +64,7 @@ type echoHandler struct {
 	e         *echo
 	in, reply [40]byte
 	unfit     bool
+	sum       int
 	served    bool // since Idle
 }
 
@@ -91,6 +93,13 @@ func (h *echoHandler) Serve(in, out []unix.Iovec) uint32 {
 		ts := unix.NsecToTimespec(int64(h.e.sleep))
 		unix.Nanosleep(&ts, nil)
 		h.e.sleeping.Add(-1)
+	case opCompute:
+		h.e.blocked.Add(1)
+		for until := threadTime() + h.e.sleep; threadTime() < until; {
+			for range 1000 {
+				h.sum++
+			}
+		}
 	}
 	binary.LittleEndian.PutUint32(h.reply[0:], 16)
 	copy(h.reply[8:16], h.in[8:16])
@@ -293,4 +302,11 @@ func BenchmarkDepth1(b *testing.B) {
 			}
 		})
 	}
+}
+
+// threadTime is the processor time of this thread.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	return time.Duration(ts.Nano())
 }
