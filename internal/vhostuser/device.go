@@ -601,15 +601,19 @@ type complaints struct {
 }
 
 func (d *device) complain(queue int, err error) {
-	c := &d.complaints
+	if quiet, due := d.complaints.due(time.Now()); due {
+		d.log.Warn("request refused", "queue", queue, "err", err, "not_shown_before", quiet) // not under a lock: a log may block
+	}
+}
+
+// due reports whether there is to be a line now, and how many were left out before it.
+func (c *complaints) due(now time.Time) (quiet int, due bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
 	if now.Before(c.next) {
 		c.quiet++
-		return
+		return 0, false
 	}
-	c.next = now.Add(time.Second)
-	d.log.Warn("request refused", "queue", queue, "err", err, "not_shown_before", c.quiet)
-	c.quiet = 0
+	quiet, c.quiet, c.next = c.quiet, 0, now.Add(time.Second)
+	return quiet, true
 }

@@ -37,8 +37,8 @@
 // # Locks
 //
 // Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason that spares do: it guards the ring, the
-// messages' settings and the roles of workers. It is held for some tens of nanoseconds per request, and never while a request is served, an
-// eventfd of the front-end is written, or a line is logged: each of those may block. The monitor takes it by TryLock only, but for the moment
+// messages' settings and the roles of workers. It is held for some tens of nanoseconds per request, and never while a request is served, a
+// descriptor of the front-end's is written, waited for or closed, or a line is logged: each of those may block. The monitor takes it by TryLock only, but for the moment
 // before it parks. Nobody holds two, but who begins or ends to mind the high-priority queue or looks into it: its own queue's, then that
 // one's. One leader does at a time, and no other touches that lock meanwhile.
 //

@@ -705,6 +705,54 @@ func TestCallThatBlocksHoldsTheMonitorUpNot(t *testing.T) {
 	unix.Close(full)
 }
 
+// Nor does a descriptor that blocks hold up a message that stops a queue, and with it the end.
+func TestErrThatBlocksHoldsUpNoMessage(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{})
+	full := fullEvent(t)
+	defer unix.Close(full)
+	d.quick(t, 1)
+	require.NoError(t, d.Conn.Ack(fe.MsgSetVringErr, fe.U64(1), full))
+	require.NoError(t, d.Conn.Ack(fe.MsgRemMemReg, fe.SingleRegion(d.Memory.Regions[0])), "the rings' memory goes")
+	d.stop()
+	assert.NoError(t, d.end(t))
+	_, err := unix.Read(full, make([]byte, 8)) // whoever writes can end
+	require.NoError(t, err)
+	assert.Eventually(t, func() bool { n, err := unix.Write(full, make([]byte, 8)); return n == 8 && err == nil }, time.Second, time.Millisecond)
+}
+
+// A log that blocks holds up who writes to it, and nobody who has nothing to say.
+func TestLogThatBlocksHoldsUpNobodyElse(t *testing.T) {
+	d := serve(t, &echo{}, vhostuser.Config{}, fe.Config{RequestQueues: 3})
+	stop := make(chan struct{})
+	d.log.stop.Store(&stop)
+	malformed := func(q *fe.Queue) {
+		ids, err := q.TakeDesc(1)
+		require.NoError(t, err)
+		q.WriteDesc(ids[0], fe.Desc{Addr: d.Memory.Outside(), Len: 40})
+		c := q.PrepareRaw(ids[0], nil)
+		q.Post(c)
+		q.Publish()
+	}
+	malformed(d.Queues[1])
+	require.Eventually(t, func() bool { return d.count(1).Malformed == 1 }, time.Second, time.Millisecond)
+	for _, q := range d.Queues[2:] {
+		malformed(q)
+		d.quick(t, q.Index)
+	}
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := d.Stop(d.Queues[2])
+		stopped <- err
+	}()
+	select {
+	case err := <-stopped:
+		assert.NoError(t, err)
+	case <-time.After(2 * time.Second):
+		assert.Fail(t, "another queue is held up by the log")
+	}
+	close(stop)
+}
+
 // fullEvent is an eventfd to which a write blocks.
 func fullEvent(t *testing.T) int {
 	t.Helper()

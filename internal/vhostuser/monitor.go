@@ -231,17 +231,8 @@ func (q *queue) tellAll() {
 		return
 	}
 	q.counters.Signals++
-	out := aftermath{call: q.call.hold()}
-	q.telling = out.call
-	go func() {
-		out.do(q)
-		q.mu.Lock()
-		if q.telling == out.call {
-			q.telling = nil
-		}
-		out.done()
-		q.mu.Unlock()
-	}()
+	q.telling = q.call.hold()
+	go q.apart(&aftermath{call: q.telling})
 }
 
 // threadCPU is the processor time of one of our threads: its number makes a clock (include/linux/posix-timers_types.h: per thread,

@@ -33,7 +33,7 @@ type queue struct {
 	addrs virtqueue.Addresses
 	base  uint16
 
-	kick        int // eventfd of the front-end, -1 for none
+	kick        int // eventfd of the front-end, -1 for none; not guarded, but only for who reads messages
 	call, errfd *eventFD
 	kickless    bool // the front-end asked for polling
 	enabled     bool
@@ -65,18 +65,20 @@ type queue struct {
 }
 
 // eventFD is an eventfd of the front-end that workers write to while they do not hold the queue's mutex. Replaced, it is closed when the
-// last writer is done. Its count is guarded by the queue's mutex.
+// last writer is done. Its count is guarded by the queue's mutex, under which it is never closed: it is the front-end's, and might block.
 type eventFD struct{ fd, refs int }
 
 func (e *eventFD) hold() *eventFD { e.refs++; return e }
 
-func (e *eventFD) release() {
+// release returns the descriptor if it is to be closed, or -1.
+func (e *eventFD) release() (fd int) {
 	if e == nil {
-		return
+		return -1
 	}
-	if e.refs--; e.refs == 0 {
-		unix.Close(e.fd)
+	if e.refs--; e.refs > 0 {
+		return -1
 	}
+	return e.fd
 }
 
 func (e *eventFD) signal() { ring(e.fd, 1) } // EAGAIN: its count is at its most, so the reader was told
@@ -130,10 +132,11 @@ func closeAll(fds ...*int) {
 
 // closeFDs is for the end, when no worker is left.
 func (q *queue) closeFDs() {
-	closeAll(&q.epoll, &q.wake, &q.spring, &q.kick)
-	q.call.release()
-	q.errfd.release()
+	q.mu.Lock()
+	call, errfd := q.call.release(), q.errfd.release()
 	q.call, q.errfd = nil, nil
+	q.mu.Unlock()
+	closeAll(&q.epoll, &q.wake, &q.spring, &q.kick, &call, &errfd)
 }
 
 // running reports whether requests may be taken. The caller holds mu.
@@ -266,9 +269,21 @@ func (q *queue) move(mem *guestmem.Table) {
 			out = q.fail(err)
 		}
 	}
+	if e := out.errfd; e != nil {
+		out.errfd = nil
+		go q.apart(&aftermath{errfd: e}) // a message is not held up by it
+	}
 	q.mu.Unlock()
 	out.do(q)
+}
+
+// apart does what is left to do in a goroutine of its own: a descriptor of the front-end's may block.
+func (q *queue) apart(out *aftermath) {
+	out.do(q)
 	q.mu.Lock()
+	if q.telling == out.call {
+		q.telling = nil
+	}
 	out.done()
 	q.mu.Unlock()
 }
@@ -350,20 +365,23 @@ func (q *queue) fail(err error) (out aftermath) {
 
 // setEvent puts an eventfd of the front-end into one of the queue's places; fd -1 empties it.
 func (q *queue) setEvent(place **eventFD, fd int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	(*place).release()
-	*place = nil
+	var e *eventFD
 	if fd >= 0 {
-		*place = &eventFD{fd: fd, refs: 1}
+		e = &eventFD{fd: fd, refs: 1}
 	}
+	q.mu.Lock()
+	old := (*place).release()
+	*place = e
+	q.mu.Unlock()
+	closeAll(&old)
 }
 
 // setKick changes the eventfd that the leader waits for; -1 asks for polling instead.
 func (q *queue) setKick(fd int) error {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	if err := q.open(); err != nil {
+	err := q.open()
+	q.mu.Unlock()
+	if err != nil {
 		closeAll(&fd)
 		return err
 	}
@@ -381,6 +399,8 @@ func (q *queue) setKick(fd int) error {
 		}
 		q.kick = fd
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.kickless = fd < 0
 	q.nudge()
 	return nil

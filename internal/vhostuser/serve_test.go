@@ -133,11 +133,15 @@ func (h *echoHandler) Close() {}
 
 // journal is a log that tests read.
 type journal struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu   sync.Mutex
+	b    bytes.Buffer
+	stop atomic.Pointer[chan struct{}] // a warning waits until it is closed
 }
 
 func (j *journal) Write(b []byte) (int, error) {
+	if stop := j.stop.Load(); stop != nil && bytes.Contains(b, []byte("level=WARN")) {
+		<-*stop
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.b.Write(b)

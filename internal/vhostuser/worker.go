@@ -87,8 +87,11 @@ func (a *aftermath) do(q *queue) {
 
 // done gives the descriptors back. The caller holds mu.
 func (a *aftermath) done() {
-	a.call.release()
-	a.errfd.release()
+	for _, e := range [...]*eventFD{a.call, a.errfd} {
+		if fd := e.release(); fd >= 0 {
+			go unix.Close(fd)
+		}
+	}
 	*a = aftermath{}
 }
 
