@@ -76,7 +76,7 @@ func TestBenchGuestRefuses(t *testing.T) {
 }
 
 func TestBenchReady(t *testing.T) {
-	for _, args := range [][]string{{"--rounds=0"}, {"no-such-scenario"}} {
+	for _, args := range [][]string{{"--rounds=0"}, {"no-such-scenario"}, {"--first-reply", "a-root"}} {
 		assert.Equal(t, exitUsage, run(t.Context(), append([]string{"bench", "ready"}, args...)), "%v", args)
 	}
 }

@@ -85,6 +85,7 @@ type Report struct {
 	Calls    []Calls           `json:"system_calls,omitempty"`
 	Points   []Point           `json:"scale,omitempty"`
 	Starts   []Start           `json:"starts,omitempty"`
+	Replies  []Reply           `json:"first_replies,omitempty"`
 	Contests []Contest         `json:"contests,omitempty"`
 }
 

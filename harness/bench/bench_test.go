@@ -250,3 +250,24 @@ func TestProcessorsAreKeptAwakeMeanwhile(t *testing.T) {
 	release()
 	assert.Zero(t, open())
 }
+
+// TestFirstReplies: each number of queues is set up and answered, and a daemon that has one queue is said to.
+func TestFirstReplies(t *testing.T) {
+	testenv.Need(t, "root", "c-daemon")
+	r, err := bench.FirstReplies(t.Context(), bench.Options{Daemons: []frontend.Daemon{daemon, c()}, Rounds: 1, Dir: t.TempDir()})
+	require.NoError(t, err)
+	require.Len(t, r.Replies, 10)
+	for _, reply := range r.Replies {
+		if reply.Daemon == "c" && reply.Queues > 1 {
+			assert.Equal(t, "one queue", reply.Bad)
+			continue
+		}
+		assert.Empty(t, reply.Bad, "%s with %d queues", reply.Daemon, reply.Queues)
+		assert.Positive(t, reply.MS)
+	}
+	var both *bench.Report
+	both = both.With(&bench.Report{Daemons: []string{"ours"}}).With(r)
+	assert.Equal(t, r.Replies, both.Replies)
+	assert.Equal(t, r.ReplyTable(), both.ReplyTable())
+	assert.Len(t, r.ReplyTable(), 6)
+}

@@ -121,6 +121,9 @@ func (r *Report) With(other *Report) *Report {
 	if len(other.Starts) > 0 {
 		r.Starts = other.Starts
 	}
+	if len(other.Replies) > 0 {
+		r.Replies = other.Replies
+	}
 	if len(other.Contests) > 0 {
 		r.Contests = other.Contests
 	}
@@ -138,6 +141,7 @@ func (r *Report) WriteTable(out io.Writer) {
 	WriteRows(out, r.ScaleTable())
 	WriteRows(out, r.ContestTable())
 	WriteRows(out, r.StartTable())
+	WriteRows(out, r.ReplyTable())
 	if len(r.FloorUS) > 0 {
 		fmt.Fprintf(out, "floor: eventfd there and back between two sleeping threads %.1f µs p50; %d rounds; ", stat(r.FloorUS).Center, r.Rounds)
 	}

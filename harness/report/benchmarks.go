@@ -163,6 +163,10 @@ func ringTables(w *strings.Builder, r *bench.Report) {
 		w.WriteString("## Until a daemon is ready\n\nFrom the launcher's exec, including the wrapper that the scenario puts before the daemon, until the socket exists: medians. - stands for what a daemon cannot do or refuses.\n\n")
 		benchTable(w, rows)
 	}
+	if rows := r.ReplyTable(); len(rows) > 1 {
+		w.WriteString("## Until a daemon answers\n\nFrom exec until INIT is answered, with a front-end that connects the moment that the socket is there and sets so many request queues up: medians. - stands for a daemon that does not offer several queues.\n\n")
+		benchTable(w, rows)
+	}
 }
 
 // benchTable writes a table whose first row is its head.

@@ -39,7 +39,7 @@ func TestChartPointsToTheFasterDaemon(t *testing.T) {
 	assert.Regexp(t, `getattr-1 \| latency \| 5\.0 µs .*10\.0 µs .*2\.00 × c`, page)
 	assert.Regexp(t, `broken \| fails \| 1000 /s .*EIO`, page)
 	assert.Contains(t, benchPage(measures{}), "Not measured yet")
-	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon", "## Beside threads", "## Where processors", "## In a guest"} {
+	for _, title := range []string{"## Variants", "## System calls", "## Scale", "## Until a daemon is", "## Until a daemon answers", "## Beside threads", "## Where processors", "## In a guest"} {
 		assert.NotContains(t, page, title, "nothing of that was measured")
 	}
 }
@@ -62,6 +62,10 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 			{Scenario: "b-user", Daemon: "ours", ReadyMS: 12}, {Scenario: "b-user", Daemon: "ours", ReadyMS: 14},
 			{Scenario: "b-user", Daemon: "c", Why: "it needs root"},
 		},
+		Replies: []bench.Reply{
+			{Queues: 1, Daemon: "ours", MS: 12}, {Queues: 1, Daemon: "ours", MS: 14}, {Queues: 1, Daemon: "c", MS: 10},
+			{Queues: 64, Daemon: "ours", MS: 50}, {Queues: 64, Daemon: "c", Bad: "one queue"},
+		},
 		Contests: []bench.Contest{{Workload: "getattr-1", Daemon: "ours", Rate: 2000, P50: 3, CPU: 4, Left: 0.5}, {Workload: "getattr-1", Daemon: "c", Bad: "EIO"}},
 	}
 	page := benchPage(measures{rings: r})
@@ -71,6 +75,7 @@ func TestBenchPageShowsWhatElseWasMeasured(t *testing.T) {
 	assert.Contains(t, page, "| getattr-1 | op | 3.00: fstat 2.00, write 1.00 | one queue |  |")
 	assert.Contains(t, page, "| READDIRPLUS of n entries, per entry | 1000 | µs | 3.00 |")
 	assert.Contains(t, page, "| b-user | 13.0 | - |", "not being started is no figure")
+	assert.Contains(t, page, "| first reply after, ms | ours | c |\n|---|---|---|\n| 1 queue | 13.0 | 10.0 |\n| 64 queues | 50.0 | - |\n", "what was not measured has no row")
 	assert.NotContains(t, benchChart(r), "no-poll")
 	assert.Contains(t, page, "| getattr-1 | ours | 2000 /s | 3.0 µs | 4.00 µs | 50 % |")
 	assert.Contains(t, page, "| getattr-1 | c | EIO |  |  |  |")
