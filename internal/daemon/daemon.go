@@ -391,7 +391,7 @@ func (s *server) serve(ctx context.Context) error {
 		}
 		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
 			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.Workers(),
-			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: mostHidden(), Logger: s.log,
+			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: mostHidden(), Started: sandbox.Processors, Logger: s.log,
 		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
 		st.left()

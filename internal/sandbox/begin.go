@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"math/bits"
 	"os"
 	"runtime"
 	"sync"
@@ -44,4 +45,13 @@ func Begin() {
 	reached.Wait()
 	left.Done()
 	runtime.GOMAXPROCS(max(procs, 2*runtime.NumCPU()))
+}
+
+// Processors sees to it that Go has one for the leader of each of so many queues, and others beside these. Who wakes up and finds none waits
+// until the watchdog has taken one from a thread that sleeps in a system call: with 64 queues, 40 ms for every 16.
+func Processors(queues int) {
+	const others = procs - 4 // of a device with one request queue, two more are enough
+	if want := others + 1<<bits.Len(uint(queues-1)); want > runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(want) // rarely, as it stops the world
+	}
 }

@@ -54,7 +54,10 @@ type Config struct {
 	// Hidden bounds how many threads, beside one more of the device's own, may sleep for a millisecond at a time without Go's scheduler
 	// knowing; each keeps one of its processors (GOMAXPROCS) meanwhile, so there have to be many more. 0 hides none.
 	Hidden int
-	Logger *slog.Logger
+	// Started, if not nil, is told how many queues there are, each time that one more is started: threads of that many will wait in system calls,
+	// and each keeps a processor of Go's until the runtime's watchdog comes round.
+	Started func(queues int)
+	Logger  *slog.Logger
 }
 
 // MaxWorkers is the most workers that a queue gets, blocked ones included.

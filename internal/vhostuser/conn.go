@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"virtiofsd/internal/vhostabi"
@@ -12,17 +12,24 @@ import (
 
 // Conn is a connection to one front-end.
 type Conn struct {
-	u    *net.UnixConn
+	mu   sync.Mutex // of fd, for who asks whether the front-end has gone
+	fd   int        // -1 once closed
+	stop *bell      // ends waits; nil before Serve
 	oob  [1040]byte // room for SCM_MAX_FD (253) descriptors
 	head [vhostabi.HeaderSize]byte
 	body [vhostabi.MaxPayload]byte
 }
 
 // NewConn takes over a connected Unix stream socket.
-func NewConn(u *net.UnixConn) *Conn { return &Conn{u: u} }
+func NewConn(fd int) *Conn { return &Conn{fd: fd} }
 
 // Close ends the connection.
-func (c *Conn) Close() error { return c.u.Close() }
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	closeAll(&c.fd)
+	return nil
+}
 
 // message is one request with its payload and descriptors, which are the receiver's to close.
 type message struct {
@@ -57,7 +64,7 @@ func (c *Conn) receive() (m message, err error) {
 		}
 	}()
 	for got := 0; got < len(c.head); {
-		n, oobn, flags, _, err := c.u.ReadMsgUnix(c.head[got:], c.oob[:])
+		n, oobn, flags, err := c.read(c.head[got:], c.oob[:])
 		if oobn > 0 {
 			m.fds = append(m.fds, parseFDs(c.oob[:oobn])...)
 		}
@@ -81,10 +88,47 @@ func (c *Conn) receive() (m message, err error) {
 		return m, fmt.Errorf("%v: %d descriptors: more than %d", m.Request, len(m.fds), vhostabi.MaxFDs)
 	}
 	m.payload = c.body[:m.Size]
-	if _, err := io.ReadFull(c.u, m.payload); err != nil {
-		return m, fmt.Errorf("%v: read its payload of %d bytes: %w", m.Request, m.Size, cut(err))
+	for got := 0; got < len(m.payload); {
+		n, _, _, err := c.read(m.payload[got:], nil)
+		if err != nil {
+			return m, fmt.Errorf("%v: read its payload of %d bytes: %w", m.Request, m.Size, cut(err))
+		}
+		got += n
 	}
 	return m, nil
+}
+
+// read waits for some bytes, and the descriptors that came with them. The stream's end is io.EOF.
+func (c *Conn) read(b, oob []byte) (n, oobn, flags int, err error) {
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(c.fd, b, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			if err = c.stop.wait(c.fd, unix.POLLIN); err == nil {
+				continue
+			}
+		case err == nil && n == 0:
+			err = io.EOF
+		}
+		return n, oobn, flags, err
+	}
+}
+
+// write writes all of b.
+func (c *Conn) write(b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN {
+			n, err = 0, c.stop.wait(c.fd, unix.POLLOUT)
+		}
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
 }
 
 // left reports whether a call failed because the front-end has closed its end, with answers unread or not.
@@ -113,24 +157,22 @@ func parseFDs(oob []byte) (fds []int) {
 	return fds
 }
 
-// gone reports whether the front-end has left, whatever it sent before.
-func (c *Conn) gone() (left bool) {
-	raw, err := c.u.SyscallConn()
-	if err != nil {
+// gone reports whether the front-end has left, whatever it sent before. Any goroutine may ask.
+func (c *Conn) gone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
 		return true
 	}
-	err = raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(p, 0)
-		left = err == nil && n > 0 && p[0].Revents != 0
-	})
-	return left || err != nil
+	p := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
 }
 
 // reply answers m with a payload. It returns io.EOF where the front-end has left.
 func (c *Conn) reply(m *message, payload []byte) error {
 	h := vhostabi.Header{Request: m.Request, Flags: vhostabi.FlagVersion | vhostabi.FlagReply, Size: uint32(len(payload))}
-	_, err := c.u.Write(append(h.AppendTo(make([]byte, 0, vhostabi.HeaderSize+len(payload))), payload...))
+	err := c.write(append(h.AppendTo(make([]byte, 0, vhostabi.HeaderSize+len(payload))), payload...))
 	switch {
 	case left(err):
 		return io.EOF

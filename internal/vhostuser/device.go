@@ -48,6 +48,7 @@ type device struct {
 	features   uint64
 	protocol   uint64
 	status     uint8
+	begun      int // queues that were started at any time
 	mem        *guestmem.Table
 	retired    []*guestmem.Table // replaced, perhaps still used by requests under way
 	backendReq int
@@ -81,8 +82,11 @@ func Serve(ctx context.Context, c *Conn, b Backend, cfg Config, started func(Sta
 		started(d.stats)
 	}
 
-	stop := context.AfterFunc(ctx, func() { c.u.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	if c.stop, err = newBell(); err != nil {
+		return err
+	}
+	defer c.stop.close()
+	defer context.AfterFunc(ctx, c.stop.ring)()
 	for {
 		m, err := c.receive()
 		if err != nil {
@@ -515,6 +519,12 @@ func (d *device) setVringFD(m *message) error {
 	case vhostabi.SetVringErr:
 		q.setEvent(&q.errfd, m.take())
 		return nil
+	}
+	if !q.begun {
+		q.begun = true
+		if d.begun++; d.cfg.Started != nil {
+			d.cfg.Started(d.begun)
+		}
 	}
 	if err := q.setKick(m.take()); err != nil {
 		return err

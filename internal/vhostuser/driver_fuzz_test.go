@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,10 +60,6 @@ func FuzzDriver(f *testing.F) {
 		fds := openFDs(t)
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
-		file := os.NewFile(uintptr(pair[0]), "")
-		conn, err := net.FileConn(file)
-		require.NoError(t, err)
-		file.Close()
 		e := &echo{block: make(chan struct{})}
 		if noWorker {
 			e.fail = errors.New("there is none")
@@ -75,7 +70,7 @@ func FuzzDriver(f *testing.F) {
 		ctx, stop := context.WithCancel(context.Background())
 		defer stop()
 		go func() {
-			ended <- vhostuser.Serve(ctx, vhostuser.NewConn(conn.(*net.UnixConn)), e, cfg, func(s vhostuser.Stats) { counters <- s })
+			ended <- vhostuser.Serve(ctx, vhostuser.NewConn(pair[0]), e, cfg, func(s vhostuser.Stats) { counters <- s })
 		}()
 		features := fe.DefaultFeatures &^ (uint64(in[1]>>7) << fe.FeatureEventIdx) &^ (uint64(in[1]>>6&1) << fe.FeatureProtocol)
 		d, err := fe.Connect(context.Background(), fe.Config{

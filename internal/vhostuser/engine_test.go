@@ -593,8 +593,8 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	for range 100 {
 		once()
 	}
-	// Each round's listener is closed at the test's end only: two descriptors.
-	assert.Equal(t, fds+200, openFDs(t))
+	// Each round's listener is closed at the test's end only.
+	assert.Equal(t, fds+100, openFDs(t))
 	assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= routines+1 }, time.Second, time.Millisecond) // Eventually has one
 	assert.Eventually(t, func() bool { return threads(t) <= tasks+4 }, 2*time.Second, 10*time.Millisecond)
 }

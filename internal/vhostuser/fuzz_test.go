@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"io"
 	"log/slog"
-	"net"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -102,15 +100,11 @@ func FuzzMessages(f *testing.F) {
 		fds := openFDs(t)
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
-		file := os.NewFile(uintptr(pair[0]), "")
-		conn, err := net.FileConn(file)
-		require.NoError(t, err)
-		file.Close()
 		e := &echo{}
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			vhostuser.Serve(context.Background(), vhostuser.NewConn(conn.(*net.UnixConn)), e, vhostuser.Config{Tag: "t", MaxRequestQueues: 2, Logger: log}, nil)
+			vhostuser.Serve(context.Background(), vhostuser.NewConn(pair[0]), e, vhostuser.Config{Tag: "t", MaxRequestQueues: 2, Logger: log}, nil)
 		}()
 		front, err := fe.NewConn(pair[1], 5*time.Second)
 		require.NoError(t, err)

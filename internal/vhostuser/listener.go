@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -19,12 +18,11 @@ import (
 
 // Listener is a listening Unix stream socket on which front-ends connect.
 type Listener struct {
-	l    *net.UnixListener
-	file *os.File
-	fd   int           // file's; asked of it again, it would be made a blocking one, in the process that serves too
-	path string        // where Bind is to bind it, "" for one that listens
-	gid  int           // the group that may connect, -1 for none
-	next *net.UnixConn // accepted already, while the front-end before it was going
+	fd   int
+	file *os.File // fd, once it was asked for
+	path string   // where Bind is to bind it, "" for one that listens
+	gid  int      // the group that may connect, -1 for none
+	next *Conn    // accepted already, while the front-end before it was going
 }
 
 // Listen is Prepare and Bind.
@@ -66,16 +64,11 @@ func Prepare(path, group string) (*Listener, error) {
 			return nil, fmt.Errorf("replace the socket %s: %w", shown(path), err)
 		}
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
 	}
-	l, err := Adopt(fd)
-	if err != nil {
-		return nil, err
-	}
-	l.path, l.gid = path, gid
-	return l, nil
+	return &Listener{fd: fd, path: path, gid: gid}, nil
 }
 
 // Bind makes a prepared socket appear in the file system, and front-ends can connect. On one that listens already it does nothing. Close
@@ -132,73 +125,95 @@ func ListenFD(fd int) (*Listener, error) {
 
 // Adopt takes over a descriptor of a Unix stream socket on which somebody will have called listen(2) when a front-end is accepted.
 func Adopt(fd int) (*Listener, error) {
-	f := os.NewFile(uintptr(fd), "listener")
-	if f == nil {
-		return nil, fmt.Errorf("descriptor %d is not open; pass a listening Unix socket", fd)
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w; pass a listening Unix socket", fd, err)
+	}
+	if family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || family != unix.AF_UNIX || kind != unix.SOCK_STREAM {
+		return nil, fmt.Errorf("descriptor %d is no Unix stream socket; pass one", fd)
 	}
 	unix.CloseOnExec(fd)
-	l, err := net.FileListener(f)
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
-	}
-	ul, ok := l.(*net.UnixListener)
-	if !ok {
-		l.Close()
-		f.Close()
-		return nil, fmt.Errorf("descriptor %d is no Unix socket; pass one", fd)
-	}
-	ul.SetUnlinkOnClose(false)
-	return &Listener{l: ul, file: f, fd: fd}, nil
+	return &Listener{fd: fd, gid: -1}, nil
 }
 
 // File is the listening socket, to be handed to a child process. It stays the listener's.
-func (l *Listener) File() *os.File { return l.file }
+func (l *Listener) File() *os.File {
+	if l.file == nil {
+		l.file = os.NewFile(uintptr(l.fd), "listener")
+	}
+	return l.file
+}
 
 // Accept waits for a front-end, until ctx ends.
 func (l *Listener) Accept(ctx context.Context) (*Conn, error) {
 	if c := l.next; c != nil {
 		l.next = nil
-		return &Conn{u: c}, nil
+		return c, nil
 	}
-	stop := context.AfterFunc(ctx, func() { l.l.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	c, err := l.l.AcceptUnix()
+	stop, err := newBell()
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		return nil, err
+	}
+	defer stop.close()
+	defer context.AfterFunc(ctx, stop.ring)()
+	c, err := l.accept(stop)
+	switch {
+	case ctx.Err() != nil:
+		if err == nil {
+			c.Close()
 		}
+		return nil, context.Cause(ctx)
+	case err != nil:
 		return nil, fmt.Errorf("accept a front-end: %w", err)
 	}
-	return &Conn{u: c}, nil
+	return c, nil
+}
+
+func (l *Listener) accept(stop *bell) (*Conn, error) {
+	for {
+		if err := stop.wait(l.fd, unix.POLLIN); err != nil {
+			return nil, err
+		}
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC)
+		switch err {
+		case nil:
+			return NewConn(fd), nil
+		case unix.EINTR, unix.EAGAIN, unix.ECONNABORTED:
+		default:
+			return nil, err
+		}
+	}
 }
 
 // Refuse accepts and closes every further connection while served's front-end is there, until stop is called: a second front-end learns at
 // once that it is not served, instead of waiting in the backlog of a listener that others keep open. One that comes when the first has left
 // is the next, and Accept returns it; a front-end that reconnects need not wait for our end of its first connection.
 func (l *Listener) Refuse(served *Conn) (stop func()) {
+	end, err := newBell()
+	if err != nil {
+		return func() {} // others wait until this one is served
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
-			c, err := l.l.AcceptUnix()
-			if err != nil {
-				if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
-					return
-				}
+			c, err := l.accept(end)
+			switch {
+			case errors.Is(err, errRung):
+				return
+			case err != nil: // EMFILE, for one
 				time.Sleep(100 * time.Millisecond)
-				continue
-			}
-			if served.gone() {
+			case served.gone():
 				l.next = c
 				return
+			default:
+				c.Close()
 			}
-			c.Close()
 		}
 	})
 	return func() {
-		l.l.SetDeadline(time.Unix(1, 0))
+		end.ring()
 		wg.Wait()
-		l.l.SetDeadline(time.Time{})
+		end.close()
 	}
 }
 
@@ -208,5 +223,9 @@ func (l *Listener) Close() error {
 		l.next.Close()
 		l.next = nil
 	}
-	return errors.Join(l.l.Close(), l.file.Close())
+	if l.file != nil {
+		return l.file.Close()
+	}
+	closeAll(&l.fd)
+	return nil
 }

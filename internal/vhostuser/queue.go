@@ -21,9 +21,10 @@ const keptSpares = 2
 type queue struct {
 	dev    *device
 	index  int
-	epoll  int // waits for kick and wake
-	wake   int // eventfd by which control gets a leader out of its sleep
-	spring int // eventfd, a semaphore, in which spare workers block
+	epoll  int  // waits for kick and wake
+	wake   int  // eventfd by which control gets a leader out of its sleep
+	spring int  // eventfd, a semaphore, in which spare workers block
+	begun  bool // it was given a kick descriptor once; the goroutine's that reads messages
 
 	mu    sys.Mutex
 	still sync.Cond // stop waits on it for the workers to come to rest
