@@ -51,8 +51,9 @@ func TestFrontEndDoesNotWaitForGoPoller(t *testing.T) {
 	go func() {
 		c, err := l.Accept(ctx)
 		if err == nil {
-			defer l.Refuse(c)()
+			admit := l.Refuse(c)
 			err = vhostuser.Serve(ctx, c, &echo{}, vhostuser.Config{Logger: (&journal{}).logger()}, nil)
+			admit()
 		}
 		ended <- err
 	}()
