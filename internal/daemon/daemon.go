@@ -144,6 +144,9 @@ func run(o config.Options, stdout io.Writer) error {
 	}
 
 	log := newLog(o)
+	for _, n := range plan.Notes {
+		log.Warn(n)
+	}
 	tell, err := newReadiness(o)
 	if err != nil {
 		return err

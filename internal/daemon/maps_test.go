@@ -111,6 +111,34 @@ func TestIDsThatAreNotAlikeBecomeSo(t *testing.T) {
 	}
 }
 
+// TestGroupsAreDroppedWhereSeveralAreMapped: --no-fail-setgroups, which some launchers always give, changes nothing there, and one line says so.
+func TestGroupsAreDroppedWhereSeveralAreMapped(t *testing.T) {
+	testenv.Need(t, "userns", "newuidmap")
+	for _, l := range []launcher{
+		{as: user(), args: "--uid-map=:0:100000:65536: --gid-map=:0:100000:65536:"},
+		{as: user(), wrap: "unshare -Um --map-root-user --map-auto", args: "--sandbox=pivot_root"},
+		{as: user(), wrap: "unshare -U --map-root-user --map-auto", args: "--sandbox=chroot"},
+		{as: user(), wrap: "unshare -U --map-root-user --map-auto", args: "--sandbox=none"},
+	} {
+		l.args += " --no-fail-setgroups"
+		h := newHost(t)
+		require.NoError(t, os.Chmod(h.share, 0o777))
+		d := h.start(t, l)
+		f := h.serve(t)
+		assert.Equal(t, "EACCES", opens(f, "adm"), "what the launcher may read through a group")
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.ServingPID()))
+		require.NoError(t, err)
+		for _, status := range threads {
+			b, err := os.ReadFile(status)
+			require.NoError(t, err)
+			assert.Regexp(t, `(?m)^Groups:\s*$`, string(b))
+		}
+		log, err := d.Log()
+		require.NoError(t, err)
+		assert.Equal(t, 1, strings.Count(string(log), "WARN  virtiofsd] --no-fail-setgroups has no effect"), "%s", log)
+	}
+}
+
 // opens is what comes of opening a name in the root for reading.
 func opens(f *frontend.FUSE, name string) string {
 	e, err := f.Lookup(frontend.RootNode, name)

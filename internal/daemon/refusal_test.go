@@ -35,7 +35,7 @@ func TestWrongCombinationsAreRefused(t *testing.T) {
 		{name: "no_new_privs before newuidmap", l: launcher{as: user(), wrap: "setpriv --no-new-privs", args: range_}, status: 1, says: []string{"no_new_privs"}},
 		{name: "one id mapped by the caller, chroot", l: launcher{as: user(), wrap: "unshare -Ur", args: "--sandbox=chroot"}, status: 1, says: []string{"--no-fail-setgroups", "newgidmap"}},
 		{name: "one id mapped by the caller, pivot_root", l: launcher{as: user(), wrap: "unshare -Ur", args: "--sandbox=pivot_root"}, status: 1, says: []string{"--no-fail-setgroups"}},
-		{name: "--no-fail-setgroups with many ids", l: launcher{args: "--sandbox=chroot --no-fail-setgroups"}, status: 1, says: []string{"--no-fail-setgroups", "one group id"}},
+		{name: "--no-fail-setgroups with many ids, and no way to drop groups", l: launcher{wrap: without + "setgid --groups=4 --", args: "--sandbox=chroot --no-fail-setgroups"}, status: 1, says: []string{"cannot be dropped: CAP_SETGID is missing", "newgidmap"}},
 		{name: "own ids that the caller's namespace does not map", l: launcher{as: user(), wrap: "unshare -U --map-users=100000,1000,1000 --map-groups=100000,1000,1000 --keep-caps", args: "--sandbox=chroot"}, status: 1, says: []string{"own ids are not mapped", "--map-root-user"}},
 		{name: "own ids that read as another's", l: launcher{as: user(), wrap: "unshare -U --map-users=100000,60000,6000 --map-groups=100000,60000,6000 --keep-caps", args: "--sandbox=none"}, status: 1, says: []string{"own ids are not mapped"}},
 		{name: "own ids that are not mapped, namespace", l: launcher{as: user(), wrap: "unshare -U --map-users=100000,1000,1000 --map-groups=100000,1000,1000 --keep-caps"}, status: 1, says: []string{"own ids are not mapped"}},

@@ -61,8 +61,9 @@ type Plan struct {
 	Seccomp    string    `json:"seccomp"`
 	Handles    bool      `json:"handles"` // files may be opened by export handle
 	Tools      [2]string `json:"tools"`   // newuidmap and newgidmap
-	// Open is what this mode leaves open: sentences for people.
+	// Open is what this mode leaves open: sentences for people. Notes are what else they should know of the options.
 	Open  []string `json:"open,omitempty"`
+	Notes []string `json:"notes,omitempty"`
 	Steps []Step   `json:"steps"`
 }
 
@@ -141,9 +142,7 @@ func (p *Plan) namespace(o config.Options, f Facts, userns bool) error {
 	if len(p.GIDMap) == 0 {
 		p.GIDMap = idmap.Map{{Inside: f.GID, Outside: f.GID, Count: 1}}
 	}
-	if o.NoFailSetgroups && p.GIDMap.Ids() > 1 {
-		return errManyGroups(p.GIDMap)
-	}
+	p.excuse(o, p.GIDMap)
 	p.start(f, "a user namespace gives it the rest without privilege on the host")
 	if err := p.maps(f); err != nil {
 		return err
@@ -302,9 +301,10 @@ func (p *Plan) none(o config.Options, f Facts) error {
 	p.procViewIn(f)
 	p.add(OpShare, "open the share", "every request starts from this descriptor; names are checked, and links never followed")
 	p.leaves("the root directory and all namespaces are the caller's")
-	if refusal(f) == "" || o.NoFailSetgroups {
+	if refusal(f) == "" || p.excused(o, f) {
 		return p.groups(o, f)
 	}
+	p.excuse(o, f.GIDMap)
 	if len(f.Groups) > 0 {
 		p.leaves("supplementary groups are kept: %s", refusal(f))
 	}
@@ -328,22 +328,23 @@ func refusal(f Facts) string {
 
 const mapGroups = "map a range of group ids by newgidmap and leave setgroups allowed"
 
-func errManyGroups(m idmap.Map) error {
-	many := fmt.Sprint(m.Ids())
-	if m.Ids() == 1<<32-1 {
-		many = "all"
+// excused reports whether the caller may keep groups that cannot be dropped.
+func (p *Plan) excused(o config.Options, f Facts) bool { return o.NoFailSetgroups && f.MapIsSingle() }
+
+// excuse notes that --no-fail-setgroups, which some launchers always give, changes nothing where several groups are mapped.
+func (p *Plan) excuse(o config.Options, m idmap.Map) {
+	if o.NoFailSetgroups && m.Ids() > 1 {
+		p.Notes = append(p.Notes, "--no-fail-setgroups has no effect: it excuses a process with one mapped group id, and more are mapped here")
 	}
-	return fmt.Errorf("--no-fail-setgroups is honoured only where one group id is mapped, and %s are: a process with several ids must drop its groups; leave the option out, and %s", many, mapGroups)
 }
 
 // groups is the rule in the user namespace of the caller: dropping is due; where the kernel will refuse, only a caller with a single
 // mapped group may be let off, and has to say so.
 func (p *Plan) groups(o config.Options, f Facts) error {
 	why := refusal(f)
+	p.excuse(o, f.GIDMap)
 	switch {
-	case o.NoFailSetgroups && !f.MapIsSingle():
-		return errManyGroups(f.GIDMap)
-	case o.NoFailSetgroups:
+	case p.excused(o, f):
 		p.add(OpTryGroups, "try to drop supplementary groups", "one group id is mapped, and the caller accepts a refusal (--no-fail-setgroups)")
 		if why != "" && len(f.Groups) > 0 {
 			p.leaves("supplementary groups are kept, as --no-fail-setgroups allows: %s", why)
@@ -440,6 +441,9 @@ func (p Plan) String() string {
 	}
 	for _, n := range p.Open {
 		fmt.Fprintf(&b, "left open: %s\n", n)
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	return b.String()
 }

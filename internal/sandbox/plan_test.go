@@ -95,6 +95,7 @@ func commands() []string {
 		"--sandbox=chroot",
 		"--sandbox=chroot --no-fail-setgroups",
 		"--sandbox=none",
+		"--sandbox=none --no-fail-setgroups",
 		"--sandbox=none --readonly",
 		"--sandbox=none --landlock=on",
 		"--inode-file-handles=prefer",
@@ -151,6 +152,9 @@ func TestPlans(t *testing.T) {
 			fmt.Fprintf(&b, "\n  keeps: %v\n", p.Keep)
 			for _, o := range p.Open {
 				fmt.Fprintf(&b, "  left open: %s\n", o)
+			}
+			for _, n := range p.Notes {
+				fmt.Fprintf(&b, "  note: %s\n", n)
 			}
 		}
 	}
