@@ -113,7 +113,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		wg.Go(func() {
 			for i := range work {
 				m := r.Package.Mutants[i]
-				o, by, err := r.one(ctx, i+1)
+				o, by, err := r.one(ctx, i+1, func(s string) { mu.Lock(); defer mu.Unlock(); r.Tell(s) })
 				mu.Lock()
 				switch {
 				case ctx.Err() != nil:
@@ -193,7 +193,7 @@ func (r *Runner) build(ctx context.Context) error {
 
 // inside is a shell's command line that runs a program where it can do no harm: $1 is its temporary folder, the rest the program. All
 // processes end with the shell, which is the first of its namespace.
-const inside = `mount --make-rprivate / && mount -t proc proc /proc && mount --bind "$1" "$1" && mount -o remount,bind,ro / || exit 125
+const inside = `mount --make-rprivate / && mount -t proc proc /proc && mount --bind "$1" "$1" && mount -t tmpfs shm /dev/shm && mount -o remount,bind,ro / || exit 125
 shift; ulimit -d 6000000; "$@"; exit $?`
 
 // program runs the test program. reached is a file for what is reached, "" for none.
@@ -264,7 +264,7 @@ func (r *Runner) baseline(ctx context.Context) error {
 const batch = time.Second
 
 // one runs a mutant by the tests that reach it, until one fails.
-func (r *Runner) one(ctx context.Context, on int) (Outcome, string, error) {
+func (r *Runner) one(ctx context.Context, on int, tell func(string)) (Outcome, string, error) {
 	var reach []*test
 	for _, t := range r.tests {
 		if t.reaches[on] != 0 {
@@ -281,7 +281,7 @@ func (r *Runner) one(ctx context.Context, on int) (Outcome, string, error) {
 			sum += reach[n].took
 			n++
 		}
-		o, by, err := r.tried(ctx, on, reach[:n], 3*sum+cmp.Or(r.Grace, 5*time.Second))
+		o, by, err := r.tried(ctx, on, tell, reach[:n], 3*sum+cmp.Or(r.Grace, 5*time.Second))
 		if err != nil || o != Survived {
 			return o, by, err
 		}
@@ -291,7 +291,7 @@ func (r *Runner) one(ctx context.Context, on int) (Outcome, string, error) {
 }
 
 // tried runs some tests with a mutant on; what kills it must pass without it.
-func (r *Runner) tried(ctx context.Context, on int, tests []*test, limit time.Duration) (Outcome, string, error) {
+func (r *Runner) tried(ctx context.Context, on int, tell func(string), tests []*test, limit time.Duration) (Outcome, string, error) {
 	var names []string
 	for _, t := range tests {
 		names = append(names, t.name)
@@ -314,7 +314,8 @@ func (r *Runner) tried(ctx context.Context, on int, tests []*test, limit time.Du
 		}
 		limit *= 2
 	}
-	return Survived, "", nil // they fail by themselves, again and again: nothing is learnt
+	tell(fmt.Sprintf("%s: %s: these tests fail by themselves, again and again, so nothing is learnt: %s", r.Package.Name, r.Package.Mutants[on-1], strings.Join(names, " ")))
+	return Survived, "", nil
 }
 
 var failed = regexp.MustCompile(`(?m)^--- FAIL: (\w+)`)

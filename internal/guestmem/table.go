@@ -253,10 +253,7 @@ func (t *Table) AppendIovecs(iov []unix.Iovec, a, n uint64) ([]unix.Iovec, error
 		m := min(n, r.Size-(a-r.GuestAddr))
 		iov = r.appendIovec(iov, a-r.GuestAddr, m)
 		n -= m
-		a += m
-		if a == 0 && n > 0 { // wrapped round the end of the address space
-			return iov, ErrNoMemory
-		}
+		a += m // does not wrap round: no region ends at the end of the address space
 	}
 	return iov, nil
 }
