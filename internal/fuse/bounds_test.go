@@ -21,12 +21,12 @@ type counting struct {
 	nodes   uint64 // their sum
 }
 
-func (c *counting) NewThread() (fuse.Thread, error) { return c, nil }
-func (c *counting) Forget(node, _ uint64)           { c.forgets++; c.nodes += node }
+func (c *counting) NewThread(int) (fuse.Thread, error) { return c, nil }
+func (c *counting) Forget(node, _ uint64)              { c.forgets++; c.nodes += node }
 
 type countingFS struct{ *counting }
 
-func (countingFS) Interrupt() {}
+func (countingFS) Interrupt(int) {}
 
 // A request is no larger than WRITE may be, whatever its descriptors say: they may name the same memory again and again.
 func TestRequestsAreNoLargerThanWrite(t *testing.T) {

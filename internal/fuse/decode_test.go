@@ -34,7 +34,7 @@ type ours struct {
 }
 
 func (o *ours) Init(fuseabi.InitFlags) fuseabi.InitFlags { return 0 }
-func (o *ours) NewThread() (fuse.Thread, error)          { return o, nil }
+func (o *ours) NewThread(int) (fuse.Thread, error)       { return o, nil }
 func (o *ours) Reset()                                   {}
 func (o *ours) Abort()                                   {}
 func (o *ours) Changing()                                {}
@@ -45,7 +45,7 @@ func (o *ours) Close()                                   {}
 // Interrupt is both the file system's and the thread's in this double role; neither is compared.
 type oursFS struct{ *ours }
 
-func (oursFS) Interrupt() {}
+func (oursFS) Interrupt(int) {}
 
 func (o *ours) Lookup(parent uint64, name fuse.Name, _ *fuseabi.EntryOut) unix.Errno {
 	o.got.add("LOOKUP", parent, name.String())

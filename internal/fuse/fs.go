@@ -30,12 +30,12 @@ type Caller struct {
 type Filesystem interface {
 	// Init starts a session: it forgets all inodes and open files and returns which of the offered flags to use.
 	Init(offered fuseabi.InitFlags) fuseabi.InitFlags
-	// NewThread makes a worker's side of the file system. It is called on the thread that will make all calls to it.
-	NewThread() (Thread, error)
+	// NewThread makes the file system's side of one of a queue's workers. It is called on the thread that will make all calls to it.
+	NewThread(queue int) (Thread, error)
 	// Reset forgets all inodes and open files.
 	Reset()
-	// Interrupt ends the calls that wait for something a guest may never do, such as a lock to be given up.
-	Interrupt()
+	// Interrupt ends the calls of a queue's workers that wait for something a guest may never do, such as a lock to be given up.
+	Interrupt(queue int)
 }
 
 // Thread is one worker's side of a Filesystem. Errno 0 is success. Structures named In start with the request's header.

@@ -276,7 +276,7 @@ func (r *rig) within(f func(*fuse.Worker)) {
 		case <-done:
 			return
 		case <-time.After(100 * time.Millisecond):
-			r.ses.Interrupt()
+			r.ses.Interrupt(1)
 		}
 	}
 	r.t.Fatal("a request does not end")

@@ -42,7 +42,7 @@ func NewSession(fs Filesystem, cfg SessionConfig) *Session {
 // NewHandler makes a worker. It has to be called on the worker's own thread, which stays locked to its goroutine for life:
 // credentials, umask and working directory are the thread's.
 func (s *Session) NewHandler(queue int) (*Worker, error) {
-	t, err := s.fs.NewThread()
+	t, err := s.fs.NewThread(queue)
 	if err != nil {
 		return nil, err
 	}
@@ -56,8 +56,8 @@ func (s *Session) Reset() {
 	s.fs.Reset()
 }
 
-// Interrupt ends, with an error to the guest, what waits inside Serve for something a guest may never do.
-func (s *Session) Interrupt() { s.fs.Interrupt() }
+// Interrupt ends, with an error to the guest, what a queue's workers wait for inside Serve that a guest may never do.
+func (s *Session) Interrupt(queue int) { s.fs.Interrupt(queue) }
 
 // Flags are the negotiated INIT flags.
 func (s *Session) Flags() fuseabi.InitFlags { return fuseabi.InitFlags(s.flags.Load()) }

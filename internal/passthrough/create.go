@@ -14,13 +14,7 @@ import (
 // made looks up what was just created, of type typ, after its security labels are on it.
 func (t *thread) made(c *fuse.Caller, p *inode, pfd int, name fuse.Name, typ uint32, out *fuseabi.EntryOut) unix.Errno {
 	if len(c.Secctx) > 0 {
-		e := t.labelName(c, pfd, name)
-		if e != 0 {
-			remove := 0
-			if typ == unix.S_IFDIR {
-				remove = unix.AT_REMOVEDIR
-			}
-			sys.Unlinkat(pfd, name.Ptr(), remove)
+		if e := t.labelName(c, pfd, name); e != 0 {
 			return e
 		}
 	}
@@ -38,13 +32,36 @@ func (t *thread) lookupNew(p *inode, pfd int, name fuse.Name, typ uint32, out *f
 	return e
 }
 
+// labelName labels what a name leads to, and removes the name if it cannot: nothing that was to have a label stays without.
 func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
 	fd, e := sys.Openat(pfd, name.Ptr(), unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if e != 0 {
 		return e
 	}
 	defer sys.Close(fd)
-	return t.label(c, fd)
+	if e := t.label(c, fd); e != 0 {
+		t.unmake(pfd, name, fd)
+		return e
+	}
+	return 0
+}
+
+// unmake removes the name of what was made, which fd is of, as a later step of making it has failed. Somebody else may have put another file in its
+// place meanwhile, so that is looked at first; the descriptor keeps its number from being used again. Linux removes nothing by descriptor: what
+// takes the name's place between the look and the removal goes, as it would for any program that removes what it has made.
+func (t *thread) unmake(pfd int, name fuse.Name, fd int) {
+	if sys.FStatx(fd, identityMask, &t.st) != 0 {
+		return
+	}
+	ours := identify(&t.st)
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st) != 0 || identify(&t.st) != ours {
+		return
+	}
+	flags := 0
+	if ours.typ == unix.S_IFDIR {
+		flags = unix.AT_REMOVEDIR
+	}
+	sys.Unlinkat(pfd, name.Ptr(), flags)
 }
 
 // label puts security labels on what a descriptor of any kind is of.
@@ -191,19 +208,18 @@ func (t *thread) create(c *fuse.Caller, p *inode, pfd int, in *fuseabi.CreateIn,
 		return e
 	}
 	if e = t.newFile(c, p, fd, name, in.Flags, out); e != 0 {
-		sys.Unlinkat(pfd, name.Ptr(), 0)
+		t.unmake(pfd, name, fd)
+		sys.Close(fd)
 	}
 	return e
 }
 
-// newFile answers a creation with fd, which it closes if it fails.
+// newFile answers a creation with fd, which stays the caller's if it fails.
 func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags uint32, out *fuseabi.CreateOut) unix.Errno {
 	if e := t.label(c, fd); e != 0 {
-		sys.Close(fd)
 		return e
 	}
 	if e := sys.FStatx(fd, identityMask, &t.st); e != 0 {
-		sys.Close(fd)
 		return e
 	}
 	id := identify(&t.st)
@@ -212,7 +228,6 @@ func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags
 		// An O_PATH descriptor at once: a temporary file is often unlinked while open, and is then not found again.
 		pathFD, e := t.openReal(fd, unix.O_PATH)
 		if e != 0 {
-			sys.Close(fd)
 			return e
 		}
 		if name == nil {
@@ -222,8 +237,9 @@ func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags
 		}
 	}
 	t.entry(n, p, &out.EntryOut)
-	out.Fh = t.fs.files.add(&file{fd: fd, node: n.id})
-	out.OpenOut.OpenFlags = t.fs.fopen(flags)
+	opened := &file{fd: fd, node: n.id, quiet: t.fs.quiet(id.key, fd)}
+	out.Fh = t.fs.files.add(opened)
+	out.OpenOut.OpenFlags = t.fs.fopen(flags, opened)
 	return 0
 }
 
@@ -265,7 +281,10 @@ func (t *thread) Tmpfile(c *fuse.Caller, in *fuseabi.CreateIn, out *fuseabi.Crea
 	if e != 0 {
 		return e
 	}
-	return t.newFile(c, p, fd, nil, in.Flags, out)
+	if e = t.newFile(c, p, fd, nil, in.Flags, out); e != 0 {
+		sys.Close(fd)
+	}
+	return e
 }
 
 // Unlink implements fuse.Thread.
@@ -291,7 +310,7 @@ func (t *thread) unlink(parent uint64, name fuse.Name, flags int) unix.Errno {
 // keep opens the descriptor of what a name leads to before the name goes: the guest may use the file on, and for one
 // whose descriptor is closed, the name may be all that leads to it. What it returns, or nil, is for gone.
 func (t *thread) keep(pfd int, name fuse.Name) *inode {
-	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 {
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st) != 0 {
 		return nil
 	}
 	n, fd := t.fs.nodes.peek(identify(&t.st))
@@ -349,7 +368,7 @@ func (t *thread) Rename(c *fuse.Caller, parent uint64, name fuse.Name, newParent
 
 // renamed tells the inode where it went.
 func (t *thread) renamed(p *inode, pfd int, name fuse.Name) {
-	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW, identityMask, &t.st) != 0 {
+	if sys.Statx(pfd, name.Ptr(), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st) != 0 {
 		return
 	}
 	if n, _ := t.fs.nodes.peek(identify(&t.st)); n != nil {

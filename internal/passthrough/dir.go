@@ -3,6 +3,7 @@ package passthrough
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -16,7 +17,8 @@ import (
 type dirStream struct {
 	mu   sync.Mutex
 	buf  []byte // entries not yet read
-	next int64  // offset of the first of them; the descriptor's own when there are none
+	next uint64 // offset of the first of them; the descriptor's own when there are none
+	lost bool   // next is not known: reading begins with a seek
 	mem  []byte
 	foresight
 	held   bool
@@ -43,7 +45,7 @@ func (d *dirStream) drop() {
 		d.holder.Add(-1)
 	}
 	d.forget()
-	d.buf, d.mem, d.spare, d.next = nil, nil, nil, -1
+	d.buf, d.mem, d.spare, d.lost = nil, nil, nil, true
 }
 
 // reclen is how long the first of some struct linux_dirent64 is (ino, off, reclen, type, name), in bytes.
@@ -61,6 +63,40 @@ func (d *dirStream) fill(fd int) unix.Errno {
 		d.buf = d.mem[:k]
 	}
 	return e
+}
+
+// seek goes to where an entry ended that the guest was told of. An offset is what the host's file system says, a hash or a server's own number
+// of 64 bits: where that is negative to lseek(2), which refuses it, the directory is read from its beginning to there.
+func (d *dirStream) seek(fd int, off uint64) unix.Errno {
+	d.forget()
+	d.buf, d.lost, d.passed, d.want = nil, true, 0, 0
+	_, e := sys.Lseek(fd, int64(off), unix.SEEK_SET)
+	if e == 0 {
+		d.next, d.lost = off, false
+		return 0
+	}
+	if off <= math.MaxInt64 || e != unix.EINVAL {
+		return e
+	}
+	if _, e := sys.Lseek(fd, 0, unix.SEEK_SET); e != 0 {
+		return e
+	}
+	for {
+		if e := d.fill(fd); e != 0 {
+			return e
+		}
+		if len(d.buf) == 0 { // the entry has gone, and its offset with it
+			return unix.EINVAL
+		}
+		for at := d.buf; len(at) > 0; {
+			end := binary.NativeEndian.Uint64(at[8:])
+			at = at[reclen(at):]
+			if end == off {
+				d.buf, d.next, d.lost = at, off, false
+				return 0
+			}
+		}
+	}
 }
 
 // Opendir implements fuse.Thread.
@@ -115,12 +151,10 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 			d.drop()
 		}
 	}()
-	if off := int64(in.Offset); off != d.next || off <= 0 {
-		if _, e := sys.Lseek(f.fd, off, unix.SEEK_SET); e != 0 {
+	if in.Offset != d.next || in.Offset == 0 || d.lost {
+		if e := d.seek(f.fd, in.Offset); e != 0 {
 			return 0, e
 		}
-		d.forget()
-		d.buf, d.next, d.passed, d.want = nil, off, 0, 0
 	}
 	if plus {
 		t.listed = in.Fh
@@ -156,7 +190,7 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 				return done, 0
 			}
 			done += k
-			d.next = int64(binary.NativeEndian.Uint64(de[8:]))
+			d.next = binary.NativeEndian.Uint64(de[8:])
 			d.buf = d.buf[len(de):]
 			d.read++
 			d.passed++

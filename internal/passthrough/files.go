@@ -11,8 +11,11 @@ import (
 type file struct {
 	fd    int
 	node  uint64
-	dir   *dirStream   // nil for a file
-	state atomic.Int64 // users; the table is one
+	quiet bool // its file system has nothing to tell when a descriptor is closed
+	// appends: the host lets nothing be done but append, and the descriptor has O_APPEND (openToAppend).
+	appends bool
+	dir     *dirStream   // nil for a file
+	state   atomic.Int64 // users; the table is one
 }
 
 // put ends a use.

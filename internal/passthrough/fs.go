@@ -25,8 +25,9 @@ type FS struct {
 	fds    *fdCache
 	files  *fileTable
 
-	handles atomic.Bool // export handles work on the root's file system
-	localFS bool        // the root's file system has no work to do when a descriptor is closed
+	handles atomic.Bool                // export handles work on the root's file system
+	flushes flushes                    // which file systems have work to do when a descriptor is closed
+	old     struct{ read, write bool } // preadv2(2) or pwritev2(2) is refused
 
 	mounts struct { // ordinary descriptors, one a mount, which handles are relative to
 		sync.RWMutex
@@ -104,10 +105,8 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	fs.root.setFD(rootFD)
 	fs.nodes.add(fs.root)
 
-	var sf unix.Statfs_t
-	if e := sys.Fstatfs(rootFD, &sf); e == 0 {
-		fs.localFS = closesQuietly(int64(sf.Type))
-	}
+	fs.flushes.root = closesQuietly(rootFD)
+	fs.probeVectors()
 	if cfg.InodeFileHandles != HandlesNever {
 		if err := fs.probeHandles(); err == nil {
 			fs.handles.Store(true)
@@ -118,15 +117,6 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 		}
 	}
 	return fs, nil
-}
-
-// closesQuietly names file systems whose close(2) does nothing that an error could come of: no flush to a server.
-func closesQuietly(magic int64) bool {
-	switch magic {
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.F2FS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */ :
-		return true
-	}
-	return false
 }
 
 func (fs *FS) probeHandles() error {
@@ -221,7 +211,13 @@ func (fs *FS) Reset() {
 }
 
 // Interrupt implements fuse.Filesystem.
-func (fs *FS) Interrupt() { fs.waits.cancelAll() }
+func (fs *FS) Interrupt(queue int) {
+	if queue == 0 { // workers of all queues serve the high-priority one
+		fs.waits.cancelAll()
+		return
+	}
+	fs.waits.cancelQueue(queue)
+}
 
 // Close gives back the descriptors that the file system opened for itself. No thread may use it any more.
 func (fs *FS) Close() error {

@@ -39,6 +39,29 @@ func kernelMount(t testing.TB, cfg Config, dir string) string {
 // faultyMount is kernelMount of a file system that fails as fault says.
 func faultyMount(t testing.TB, cfg Config, dir string, fault func(fuseabi.Opcode) unix.Errno) string {
 	t.Helper()
+	return servedMount(t, cfg, dir, func(w *fuse.Worker, in, out []byte) uint32 {
+		h := fuseabi.View[fuseabi.InHeader](in)
+		if e := fault(fuseabi.Opcode(h.Opcode)); e != 0 {
+			answer := fuseabi.OutHeader{Length: uint32(fuseabi.OutHeaderSize), Status: -int32(e), Unique: h.Unique}
+			return uint32(copy(out, fuseabi.Bytes(&answer)))
+		}
+		return serveWhole(w, in, out)
+	})
+}
+
+// serveWhole has a worker answer one request.
+func serveWhole(w *fuse.Worker, in, out []byte) uint32 {
+	seg := func(b []byte) []unix.Iovec {
+		v := unix.Iovec{Base: &b[0]}
+		v.SetLen(len(b))
+		return []unix.Iovec{v}
+	}
+	return w.Serve(seg(in), seg(out))
+}
+
+// servedMount is kernelMount of a file system whose requests are answered by serve.
+func servedMount(t testing.TB, cfg Config, dir string, serve func(w *fuse.Worker, in, out []byte) uint32) string {
+	t.Helper()
 	testenv.Need(t, "root", "fuse")
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
@@ -59,7 +82,7 @@ func faultyMount(t testing.TB, cfg Config, dir string, fault func(fuseabi.Opcode
 				return
 			}
 			defer w.Close()
-			serveDevice(t, dev, w, fault)
+			serveDevice(t, dev, w, serve)
 		})
 	}
 	t.Cleanup(func() {
@@ -76,7 +99,7 @@ func faultyMount(t testing.TB, cfg Config, dir string, fault func(fuseabi.Opcode
 			t.Errorf("unmount: %v", err)
 			unix.Unmount(at, unix.MNT_DETACH)
 		}
-		ses.Interrupt()
+		ses.Interrupt(1)
 		workers.Wait()
 		unix.Close(dev)
 		fs.Close()
@@ -110,13 +133,8 @@ func syncFS(dir string) {
 }
 
 // serveDevice serves requests from /dev/fuse until the file system is unmounted.
-func serveDevice(t testing.TB, dev int, w *fuse.Worker, fault func(fuseabi.Opcode) unix.Errno) {
-	in, out := make([]byte, fuse.MaxWrite+8192), make([]byte, fuse.MaxWrite+8192)
-	seg := func(b []byte) []unix.Iovec {
-		v := unix.Iovec{Base: &b[0]}
-		v.SetLen(len(b))
-		return []unix.Iovec{v}
-	}
+func serveDevice(t testing.TB, dev int, w *fuse.Worker, serve func(w *fuse.Worker, in, out []byte) uint32) {
+	in, out := fuseabi.Buffer(fuse.MaxWrite+8192), fuseabi.Buffer(fuse.MaxWrite+8192)
 	for {
 		n, err := unix.Read(dev, in)
 		switch {
@@ -128,13 +146,7 @@ func serveDevice(t testing.TB, dev int, w *fuse.Worker, fault func(fuseabi.Opcod
 			t.Errorf("read /dev/fuse: %v", err)
 			return
 		}
-		h := fuseabi.View[fuseabi.InHeader](in)
-		if e := fault(fuseabi.Opcode(h.Opcode)); e != 0 {
-			answer := fuseabi.OutHeader{Length: uint32(fuseabi.OutHeaderSize), Status: -int32(e), Unique: h.Unique}
-			_, _ = unix.Write(dev, fuseabi.Bytes(&answer)) // whoever asked may be gone
-			continue
-		}
-		if used := w.Serve(seg(in[:n]), seg(out)); used > 0 {
+		if used := serve(w, in[:n], out); used > 0 {
 			if _, err := unix.Write(dev, out[:used]); err != nil && err != unix.ENOENT { // nobody waits any more
 				t.Errorf("answer %s with %d bytes: %v", fuseabi.Opcode(fuseabi.View[fuseabi.InHeader](in).Opcode), used, err)
 			}

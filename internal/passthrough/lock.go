@@ -59,7 +59,7 @@ func (r *records) add(k recordKey, o *record) *record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old := r.m[k]; old != nil {
-		sys.Close(o.fd)
+		defer sys.Close(o.fd) // when the mutex is free
 		o = old
 	} else {
 		if r.m == nil {
@@ -71,6 +71,20 @@ func (r *records) add(k recordKey, o *record) *record {
 	}
 	o.users++
 	return o
+}
+
+// ofNode finds the owners of locks on a file, and makes the caller their user, until put of each: a file system may not answer for long what is
+// asked of it, and then it is asked without the mutex.
+func (r *records) ofNode(node uint64) (all []*record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, o := range r.m {
+		if k.node == node {
+			o.users++
+			all = append(all, o)
+		}
+	}
+	return all
 }
 
 // put ends a use. The last one closes the description, which gives its locks up.
@@ -152,7 +166,7 @@ func (t *thread) flock(c *fuse.Caller, f *file, in *fuseabi.LkIn, wait bool, out
 	e := again(func() unix.Errno { return sys.Flock(f.fd, how|unix.LOCK_NB) })
 	if e == unix.EAGAIN && wait {
 		t.closeAll() // it may be for days
-		e = t.fs.waits.wait(c.Unique, func() unix.Errno { return sys.Flock(f.fd, how) })
+		e = t.fs.waits.wait(t.queue, c.Unique, func() unix.Errno { return sys.Flock(f.fd, how) })
 	}
 	return e
 }
@@ -195,7 +209,7 @@ func (t *thread) setlk(c *fuse.Caller, f *file, in *fuseabi.LkIn, wait bool) uni
 	if e == unix.EAGAIN && wait {
 		t.closeAll()
 		lk := t.lk
-		e = t.fs.waits.wait(c.Unique, func() unix.Errno { return sys.FcntlFlock(o.fd, unix.F_OFD_SETLKW, &lk) })
+		e = t.fs.waits.wait(t.queue, c.Unique, func() unix.Errno { return sys.FcntlFlock(o.fd, unix.F_OFD_SETLKW, &lk) })
 	}
 	return e
 }
@@ -216,7 +230,7 @@ func (t *thread) describe(f *file) (int, unix.Errno) {
 		if err != nil {
 			return -1, unix.EBADF
 		}
-		fd, e = t.openReal(f.fd, mode&unix.O_ACCMODE|unix.O_NONBLOCK)
+		fd, e = t.openReal(f.fd, mode&(unix.O_ACCMODE|unix.O_APPEND)|unix.O_NONBLOCK)
 	}
 	if e == unix.EMFILE || e == unix.ENFILE {
 		e = unix.ENOLCK
@@ -253,18 +267,16 @@ func (t *thread) getlk(f *file, in *fuseabi.LkIn, out *fuseabi.LkOut) unix.Errno
 // kernel the owners are open file descriptions; the one for which nothing stands in the way is the holder.
 func (t *thread) holder(node uint64) (pid uint32) {
 	r := &t.fs.records
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for k, o := range r.m {
-		if k.node != node {
-			continue
+	for _, o := range r.ofNode(node) {
+		if pid == 0 {
+			t.lk.Type, t.lk.Pid = unix.F_WRLCK, 0
+			if sys.FcntlFlock(o.fd, unix.F_OFD_GETLK, &t.lk) == 0 && t.lk.Type == unix.F_UNLCK {
+				pid = o.pid
+			}
 		}
-		t.lk.Type, t.lk.Pid = unix.F_WRLCK, 0
-		if sys.FcntlFlock(o.fd, unix.F_OFD_GETLK, &t.lk) == 0 && t.lk.Type == unix.F_UNLCK {
-			return o.pid
-		}
+		r.put(o)
 	}
-	return 0
+	return pid
 }
 
 // unlockOwner is what closing a file does to record locks: POSIX has all of the owner's locks on it go, by whichever
@@ -301,14 +313,15 @@ type waits struct {
 
 type waiter struct {
 	tid       int
+	queue     int
 	cancelled atomic.Bool
 	done      chan struct{}
 }
 
 // wait registers the calling thread, and calls block, which has to return EINTR after a signal, until it returns something else or
 // the wait is cancelled.
-func (w *waits) wait(unique uint64, block func() unix.Errno) unix.Errno {
-	me := &waiter{tid: unix.Gettid(), done: make(chan struct{})}
+func (w *waits) wait(queue int, unique uint64, block func() unix.Errno) unix.Errno {
+	me := &waiter{tid: unix.Gettid(), queue: queue, done: make(chan struct{})}
 	w.mu.Lock()
 	if len(w.m) >= w.max || w.m[unique] != nil {
 		w.mu.Unlock()
@@ -359,6 +372,17 @@ func (w *waits) cancelAll() {
 	clear(w.early[:])
 	for _, me := range w.m {
 		me.end()
+	}
+}
+
+// cancelQueue ends the waits of requests that came by one queue.
+func (w *waits) cancelQueue(queue int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, me := range w.m {
+		if me.queue == queue {
+			me.end()
+		}
 	}
 }
 

@@ -272,7 +272,9 @@ func TestAWaitEndsByInterrupt(t *testing.T) {
 
 		waits = later(func() unix.Errno { return wait(w) })
 		stays(t, waits)
-		a.ses.Interrupt() // the queue has to stop
+		a.ses.Interrupt(2) // another queue has to stop
+		stays(t, waits)
+		a.ses.Interrupt(1) // the queue has to
 		assert.Equal(t, unix.EINTR, comes(t, waits))
 	}
 	assert.Empty(t, a.fs.waits.m)

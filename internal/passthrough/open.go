@@ -7,8 +7,8 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// openFlags are the flags of a guest's open that reach ours. O_APPEND does not: the guest says with each write whether it
-// appends, and a delayed write does not.
+// openFlags are the flags of a guest's open that reach ours. O_APPEND does only where the host insists on it (openToAppend): the guest says with
+// each write whether it appends, and a delayed write does not, whereas pwrite(2) by a descriptor with O_APPEND always does.
 const openFlags = unix.O_ACCMODE | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC | unix.O_NONBLOCK
 
 func (fs *FS) openFlags(guest uint32) int {
@@ -33,14 +33,14 @@ func (fs *FS) openFlags(guest uint32) int {
 }
 
 // fopen are the flags of an answer to open.
-func (fs *FS) fopen(guest uint32) (f uint32) {
+func (fs *FS) fopen(guest uint32, file *file) (f uint32) {
 	switch {
-	case fs.cfg.AllowDirectIO && guest&unix.O_DIRECT != 0, fs.cfg.Cache == CacheNever, fs.cfg.Cache == CacheMetadata:
+	case file.appends, fs.cfg.AllowDirectIO && guest&unix.O_DIRECT != 0, fs.cfg.Cache == CacheNever, fs.cfg.Cache == CacheMetadata:
 		f = fuseabi.FopenDirectIO | fuseabi.FopenParallelDirectWrites
 	case fs.cfg.Cache == CacheAlways:
 		f = fuseabi.FopenKeepCache
 	}
-	if fs.localFS && !fs.has(fuseabi.PosixLocks) {
+	if file.quiet && !fs.has(fuseabi.PosixLocks) {
 		f |= fuseabi.FopenNoflush
 	}
 	return f
@@ -80,16 +80,23 @@ func (t *thread) open(n *inode, fd int, flags, openFlags uint32, out *fuseabi.Op
 	}
 	real, e := t.openReal(fd, f)
 	if e == unix.EACCES && f&unix.O_ACCMODE == unix.O_RDWR && int(flags)&unix.O_ACCMODE == unix.O_WRONLY {
-		real, e = t.openReal(fd, f&^unix.O_ACCMODE|unix.O_WRONLY)
+		f = f&^unix.O_ACCMODE | unix.O_WRONLY
+		real, e = t.openReal(fd, f)
 	}
 	if e == unix.EPERM && f&unix.O_NOATIME != 0 { // only a file's owner may
-		real, e = t.openReal(fd, f&^unix.O_NOATIME)
+		f &^= unix.O_NOATIME
+		real, e = t.openReal(fd, f)
+	}
+	appends := e == unix.EPERM && flags&unix.O_APPEND != 0
+	if appends {
+		real, e = t.openToAppend(fd, f)
 	}
 	if e != 0 {
 		return e
 	}
-	out.Fh = t.fs.files.add(&file{fd: real, node: n.id})
-	out.OpenFlags = t.fs.fopen(flags)
+	opened := &file{fd: real, node: n.id, appends: appends, quiet: t.fs.quiet(n.key, real)}
+	out.Fh = t.fs.files.add(opened)
+	out.OpenFlags = t.fs.fopen(flags, opened)
 	return 0
 }
 
@@ -126,14 +133,14 @@ func (t *thread) Read(in *fuseabi.ReadIn, dst []unix.Iovec) (int, unix.Errno) {
 	if off < 0 {
 		return 0, unix.EINVAL
 	}
-	n, e := sys.Preadv2(f.fd, dst, off, 0)
+	n, e := t.fs.pread(f.fd, dst, off)
 	done := uint64(n)
 	if e != 0 || n == 0 {
 		return 0, e
 	}
 	for want := fuseabi.Len(dst); done < want; done += uint64(n) { // less than wanted would be the end of the file to the guest
 		t.iov = fuseabi.Sub(t.iov[:0], dst, done, want-done)
-		if n, e = sys.Preadv2(f.fd, t.iov, off+int64(done), 0); e != 0 || n == 0 {
+		if n, e = t.fs.pread(f.fd, t.iov, off+int64(done)); e != 0 || n == 0 {
 			break
 		}
 	}
@@ -154,9 +161,11 @@ func (t *thread) Write(in *fuseabi.WriteIn, src []unix.Iovec) (int, unix.Errno) 
 	if off < 0 {
 		return 0, unix.EINVAL
 	}
-	flags := 0
-	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuseabi.WriteCache == 0 {
-		flags = unix.RWF_APPEND
+	appends := in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuseabi.WriteCache == 0
+	if f.appends && !appends {
+		if e := t.atEnd(f.fd, in.Offset); e != 0 {
+			return 0, e
+		}
 	}
 	if in.WriteFlags&fuseabi.WriteKillSuidGid != 0 { // with FOPEN_DIRECT_IO Linux says so whatever was negotiated
 		if e := t.killPriv(f.fd); e != 0 {
@@ -164,14 +173,14 @@ func (t *thread) Write(in *fuseabi.WriteIn, src []unix.Iovec) (int, unix.Errno) 
 		}
 		defer t.restore()
 	}
-	n, e := sys.Pwritev2(f.fd, src, off, flags)
+	n, e := t.pwrite(f, src, off, appends)
 	if e != 0 || len(src) <= sys.IovMax {
 		return n, e
 	}
 	done := uint64(n)
 	for want := fuseabi.Len(src); n > 0 && done < want; done += uint64(n) {
 		t.iov = fuseabi.Sub(t.iov[:0], src, done, want-done)
-		if n, e = sys.Pwritev2(f.fd, t.iov, off+int64(done), flags); e != 0 {
+		if n, e = t.pwrite(f, t.iov, off+int64(done), appends); e != 0 {
 			break
 		}
 	}
@@ -209,7 +218,7 @@ func (t *thread) Flush(in *fuseabi.FlushIn) unix.Errno {
 	if t.fs.has(fuseabi.PosixLocks) {
 		t.fs.unlockOwner(f.node, in.LockOwner)
 	}
-	if t.fs.localFS {
+	if f.quiet {
 		return 0
 	}
 	fd, e := sys.Dup(f.fd)

@@ -15,6 +15,7 @@ import (
 // writes to lie here, for on the stack they would be allocated anew with each call.
 type thread struct {
 	fs       *FS
+	queue    int
 	cred     *sys.Creds
 	masked   bool // umask is not 0
 	private  bool // working directory and umask are this thread's own
@@ -29,6 +30,7 @@ type thread struct {
 	groups   []uint32 // the caller's, translated
 	iov      []unix.Iovec
 	names    []byte
+	list     []byte // names of attributes; nil before there are any
 	walk     walk
 	closing  [mostClosing]int // descriptors that nobody needs any more
 	unneeded int              // how many those are
@@ -36,12 +38,12 @@ type thread struct {
 }
 
 // NewThread implements fuse.Filesystem.
-func (fs *FS) NewThread() (fuse.Thread, error) {
+func (fs *FS) NewThread(queue int) (fuse.Thread, error) {
 	cred, err := sys.NewCreds()
 	if err != nil {
 		return nil, err
 	}
-	t := &thread{fs: fs, cred: cred}
+	t := &thread{fs: fs, cred: cred, queue: queue}
 	if e := sys.PrivateWorkingDirectory(fs.proc); e == 0 {
 		t.private = true
 	} else if fs.cfg.Xattr || fs.cfg.PosixACL {

@@ -105,7 +105,7 @@ func TestWaitingForALockKeepsNothingOpen(t *testing.T) {
 				}()
 				assert.Eventually(t, func() bool { return !open(fd) }, 5*time.Second, time.Millisecond)
 				require.Eventually(t, func() bool {
-					g.fs.Interrupt()
+					g.fs.Interrupt(1)
 					select {
 					case <-answered:
 						return true

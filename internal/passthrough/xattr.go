@@ -18,27 +18,44 @@ const (
 
 // hostName is the host's name, with NUL, of an attribute that the guest names.
 func (t *thread) hostName(name fuse.Name) (*byte, unix.Errno) {
+	guest := name[:len(name)-1]
+	host := []byte(guest)
+	if m := t.fs.cfg.XattrMap; m != nil {
+		var e unix.Errno
+		if host, e = m.ToHost(t.names[:0], guest); e != 0 {
+			return nil, e
+		}
+		if len(host) > 255 {
+			return nil, unix.ERANGE
+		}
+		t.names = append(host, 0)
+	}
+	if !t.served(guest, host) {
+		return nil, unix.EOPNOTSUPP
+	}
 	if t.fs.cfg.XattrMap == nil {
 		return name.Ptr(), 0
 	}
-	host, e := t.fs.cfg.XattrMap.ToHost(t.names[:0], name[:len(name)-1])
-	if e != 0 {
-		return nil, e
-	}
-	if len(host) > 255 {
-		return nil, unix.ERANGE
-	}
-	t.names = append(host, 0)
 	return &t.names[0], 0
+}
+
+// served reports whether an attribute is a guest's to look at and to change, by its name in the guest and on the host.
+//
+// Whoever has an attribute of "system." guards it himself: NFS its access lists, CIFS and NTFS their security descriptors. The guest's kernel asks
+// nobody before it sends such a request (fs/xattr.c, xattr_permission), as it leaves that to the file system, and sends no supplementary groups
+// along, nor, since idmapped mounts (ALLOW_IDMAP), the caller at all. With the daemon's own rights a guest's user would change what he does not own.
+// So none is served but POSIX access lists, where they were negotiated: those the guest's kernel knows, and guards.
+func (t *thread) served(guest, host []byte) bool {
+	if isACL(guest) || bytes.HasPrefix(host, []byte("system.")) {
+		return isACL(guest) && (isACL(host) || !bytes.HasPrefix(host, []byte("system."))) && t.fs.has(fuseabi.PosixACL)
+	}
+	return true
 }
 
 // attributes is what all four operations begin with.
 func (t *thread) attributes(node uint64, name fuse.Name) (n *inode, path, host *byte, e unix.Errno) {
 	if !t.fs.cfg.Xattr {
 		return nil, nil, nil, unix.ENOSYS // the guest does not ask again
-	}
-	if !t.fs.has(fuseabi.PosixACL) && isACL(name[:len(name)-1]) {
-		return nil, nil, nil, unix.EOPNOTSUPP
 	}
 	if host, e = t.hostName(name); e != 0 {
 		return nil, nil, nil, e
@@ -123,33 +140,31 @@ func (t *thread) Listxattr(node uint64, buf []byte) (int, unix.Errno) {
 		return 0, e
 	}
 	defer t.put(n)
-	if t.fs.cfg.XattrMap == nil && t.fs.has(fuseabi.PosixACL) {
-		return sys.Listxattr(t.fdPath(fd), buf)
+	if t.list == nil {
+		t.list = make([]byte, 2*maxXattr)
 	}
-	all := make([]byte, maxXattr)
-	size, e := sys.Listxattr(t.fdPath(fd), all)
+	size, e := sys.Listxattr(t.fdPath(fd), t.list[:maxXattr])
 	if e != 0 {
 		return 0, e
 	}
-	out := all[:0:0]
-	for list := all[:size]; len(list) > 0; {
+	out := t.list[maxXattr:maxXattr] // a map can make names longer, and this another list
+	for list := t.list[:size]; len(list) > 0; {
 		i := bytes.IndexByte(list, 0)
 		if i < 0 {
 			break
 		}
-		name := list[:i]
+		host := list[:i]
 		list = list[i+1:]
-		if t.fs.cfg.XattrMap != nil {
-			guest, keep := t.fs.cfg.XattrMap.ToGuest(t.names[:0], name)
-			if !keep {
+		guest := host
+		if m := t.fs.cfg.XattrMap; m != nil {
+			var keep bool
+			if guest, keep = m.ToGuest(t.names[:0], host); !keep {
 				continue
 			}
-			name = guest
 		}
-		if isACL(name) && !t.fs.has(fuseabi.PosixACL) {
-			continue
+		if t.served(guest, host) {
+			out = append(append(out, guest...), 0)
 		}
-		out = append(append(out, name...), 0)
 	}
 	switch {
 	case len(buf) == 0:

@@ -21,6 +21,18 @@ func Pwritev2(fd int, iov []unix.Iovec, off int64, flags int) (int, unix.Errno) 
 	return int(n), e
 }
 
+// Preadv is preadv(2) into at most IovMax segments.
+func Preadv(fd int, iov []unix.Iovec, off int64) (int, unix.Errno) {
+	n, e := call(unix.SYS_PREADV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(min(len(iov), IovMax)), uintptr(off), 0, 0)
+	return int(n), e
+}
+
+// Pwritev is pwritev(2) from at most IovMax segments.
+func Pwritev(fd int, iov []unix.Iovec, off int64) (int, unix.Errno) {
+	n, e := call(unix.SYS_PWRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(min(len(iov), IovMax)), uintptr(off), 0, 0)
+	return int(n), e
+}
+
 // CopyFileRange is copy_file_range(2); the offsets are moved on.
 func CopyFileRange(in int, offIn *int64, out int, offOut *int64, n uint64, flags uint32) (uint64, unix.Errno) {
 	r, e := call(unix.SYS_COPY_FILE_RANGE, uintptr(in), uintptr(unsafe.Pointer(offIn)), uintptr(out), uintptr(unsafe.Pointer(offOut)), uintptr(n), uintptr(flags))

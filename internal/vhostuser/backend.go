@@ -30,9 +30,9 @@ type Idler interface {
 type Backend interface {
 	// NewHandler makes the handler of one worker of a queue (0 is the high-priority queue), on that worker's thread.
 	NewHandler(queue int) (Handler, error)
-	// Interrupt ends, with an error to the guest, what waits inside Serve for something that may never come (a lock). It is called
-	// when a queue has to stop and does not drain by itself.
-	Interrupt()
+	// Interrupt ends, with an error to the guest, what a queue's handlers wait for inside Serve that may never come (a lock). It is called
+	// when the queue has to stop and does not drain by itself.
+	Interrupt(queue int)
 	// Reset forgets the session: the front-end has reset the device or has gone. No Serve runs meanwhile.
 	Reset()
 }

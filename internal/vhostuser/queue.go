@@ -331,7 +331,7 @@ func (q *queue) stop(giveUp func() error) (uint16, error) {
 		if q.active > 0 && time.Since(began) >= drainPatience {
 			n := q.inflight
 			q.mu.Unlock()
-			q.dev.backend.Interrupt()
+			q.dev.backend.Interrupt(q.index)
 			err := giveUp()
 			q.mu.Lock()
 			if err != nil {

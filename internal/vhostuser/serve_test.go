@@ -57,8 +57,8 @@ func (e *echo) NewHandler(int) (vhostuser.Handler, error) {
 	time.Sleep(e.start)
 	return &echoHandler{e: e}, nil
 }
-func (e *echo) Interrupt() { e.interrupts.Add(1) }
-func (e *echo) Reset()     { e.resets.Add(1) }
+func (e *echo) Interrupt(int) { e.interrupts.Add(1) }
+func (e *echo) Reset()        { e.resets.Add(1) }
 
 type echoHandler struct {
 	e         *echo
