@@ -152,12 +152,8 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 		return
 	}
 	last.cpu = threadCPU(w.tid)
-	busy := w
-	if !w.away {
-		busy = nil
-	}
-	stayed, used := q.stay.look(busy, w.serial, sys.Clock(), last.cpu)
-	if stayed > 0 {
+	stays, computing := q.survey(w, last.cpu)
+	if stays {
 		w.giveBack()
 	}
 	if !q.running() || q.asleep {
@@ -168,10 +164,15 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	} else if n, err := q.pending(); err == nil && n > 0 {
 		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
 		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet.
-		known := w == was.leader && was.cpu != 0
-		q.want = wanted(q.want, known, stayed > 0 && waits(stayed, used) || stayed == 0 && last.cpu-was.cpu < tick/2)
+		wait := last.cpu-was.cpu < tick/2
+		if stays {
+			wait = w.stay.waits()
+		}
+		if !wait || computing < q.dev.processors {
+			q.want = wanted(q.want, w == was.leader && was.cpu != 0, wait)
+		}
 	}
-	if stayed > 0 && q.replaces(w, stayed, used) {
+	if stays && q.replaces(w, computing) {
 		q.tellAll()
 		q.leader = nil
 		if q.call1(MaxWorkers) {
@@ -197,22 +198,34 @@ func wanted(want int, known, waits bool) int {
 	return max(1, want/2)
 }
 
-// replaces reports whether another worker is to lead instead of w, which was in one request for some time. Who waits for something is replaced. Who
-// computes is as well, but for few: more threads than processors serve nobody sooner. The caller holds mu.
-func (q *queue) replaces(w *worker, stayed, used time.Duration) bool {
-	if waits(stayed, used) {
-		return q.spares > 0 || stayed >= patience(len(q.workers))
-	}
-	computing := 0
-	for o := range q.workers {
-		if o != w && o.away && o.computes == o.serial {
-			computing++
+// survey looks at all workers that are at work, and reports whether the leader, with that processor time, is in one request for some time, and how
+// many others compute for some time. The caller holds mu.
+func (q *queue) survey(leader *worker, cpu time.Duration) (stays bool, computing int) {
+	now := sys.Clock()
+	for w := range q.workers {
+		switch {
+		case !w.away:
+			w.stay = stay{}
+		case w == leader:
+			w.stay.look(w.serial, now, cpu)
+		default:
+			if w.stay.look(w.serial, now, threadCPU(w.tid)); w.stay.computes() {
+				computing++
+			}
 		}
 	}
-	if computing >= q.dev.processors {
-		return false
+	return leader.stay.stayed > 0, computing
+}
+
+// replaces reports whether another worker is to lead instead of w, which is in one request for some time while so many others compute. Who waits for
+// something is replaced. Who computes is as well, but for few: more threads than processors serve nobody sooner. The caller holds mu.
+func (q *queue) replaces(w *worker, computing int) bool {
+	switch wait := w.stay.waits(); {
+	case computing >= q.dev.processors:
+		return wait && w.stay.stayed >= patienceBusy
+	case wait && q.spares == 0:
+		return w.stay.stayed >= patience(len(q.workers))
 	}
-	w.computes = w.serial
 	return true
 }
 

@@ -44,7 +44,6 @@ type queue struct {
 	tell        coalescer
 	telling     *eventFD // what somebody writes to for the monitor, or nil
 
-	stay      stay        // of the leader in a request; the monitor's
 	leader    *worker     // who polls and sleeps, or will when its request is done
 	asleep    bool        // the leader sleeps
 	hidden    atomic.Bool // unseen by Go's scheduler

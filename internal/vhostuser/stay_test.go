@@ -10,66 +10,75 @@ import (
 const ms = time.Millisecond
 
 func TestStaysAreJudgedByProcessorTime(t *testing.T) {
-	w, other := &worker{}, &worker{}
 	var s stay
-	look := func(l *worker, serial uint64, now, cpu time.Duration) (time.Duration, bool) {
-		stayed, used := s.look(l, serial, now, cpu)
-		return stayed, stayed > 0 && waits(stayed, used)
+	look := func(serial uint64, now, cpu time.Duration, stayed time.Duration, waits, computes bool) {
+		t.Helper()
+		s.look(serial, now*ms, cpu*ms)
+		assert.Equal(t, []any{stayed * ms, waits, computes}, []any{s.stayed, s.waits(), s.computes()})
 	}
-	assert := func(stayed time.Duration, waits bool) func(time.Duration, bool) {
-		return func(s time.Duration, w bool) { t.Helper(); assert.Equal(t, []any{stayed, waits}, []any{s, w}) }
-	}
-	assert(0, false)(look(w, 7, 100*ms, 50*ms))
-	assert(ms, true)(look(w, 7, 101*ms, 50*ms)) // it did nothing
-	assert(0, false)(look(w, 8, 102*ms, 50*ms)) // another request
-	assert(0, false)(look(other, 8, 103*ms, 50*ms))
-	assert(0, false)(look(nil, 0, 104*ms, 50*ms))
-	assert(0, false)(look(nil, 0, 105*ms, 50*ms))
+	look(7, 100, 50, 0, false, false)
+	look(7, 101, 50, 1, true, false) // it did nothing
+	look(8, 102, 50, 0, false, false)
 
-	// It computes, though others have the processor most of the time: an eighth of it is enough.
-	assert(0, false)(look(w, 9, 200*ms, 60*ms))
-	assert(ms, false)(look(w, 9, 201*ms, 61*ms))
-	assert(8*ms, false)(look(w, 9, 208*ms, 61*ms))
-	assert(9*ms, true)(look(w, 9, 209*ms, 61*ms))
-	// What it did long ago counts no more.
-	assert(31*ms, false)(look(w, 9, 231*ms, 80*ms))
-	assert(32*ms, false)(look(w, 9, 232*ms, 80*ms))
-	assert(2*ms, true)(look(w, 9, 234*ms, 80*ms))
+	// It computes, though others have the processor most of the time: an eighth of it is enough not to be one that waits.
+	look(9, 200, 60, 0, false, false)
+	look(9, 201, 61, 1, false, true)
+	look(9, 208, 61, 8, false, true)
+	look(9, 209, 61, 9, true, true)
+	look(9, 263, 80, 63, false, true)
+	look(9, 264, 80, 64, false, true)
+	look(9, 265, 80, 33, false, true) // what it did long ago counts less and less
+	look(9, 328, 80, 96, true, true)
+	look(9, 330, 80, 50, true, true)
+	look(10, 331, 80, 0, false, false)
 }
 
 // Who waits is replaced at once where that takes no new thread, and soon where it takes one of the first. Who computes is replaced by so many as
-// there are processors.
+// there are processors, and who waits then has to wait for long: it may be for a processor.
 func TestWhoIsReplaced(t *testing.T) {
-	q := &queue{dev: &device{processors: 2}, workers: map[*worker]struct{}{}}
-	more := func(n int) (w *worker) {
-		for range n {
-			w = &worker{away: true, serial: 5}
-			q.workers[w] = struct{}{}
+	for _, c := range []struct {
+		workers, spares, computing int
+		stayed, used               time.Duration
+		want                       bool
+	}{
+		{3, 0, 0, ms, 0, true},
+		{4, 0, 0, ms, 0, false}, {4, 0, 0, 3 * ms, 0, true}, {4, 1, 0, ms, 0, true},
+		{16, 0, 0, 3 * ms, 0, false}, {16, 0, 0, 10 * ms, 0, true},
+		{20, 0, 1, ms, ms, true},
+		{20, 3, 2, 20 * ms, 20 * ms, false}, {20, 3, 2, 50 * ms, 50 * ms, false},
+		{3, 3, 2, 49 * ms, 0, false}, {3, 3, 2, 50 * ms, 0, true},
+	} {
+		q := &queue{dev: &device{processors: 2}, workers: map[*worker]struct{}{}, spares: c.spares}
+		for range c.workers - 1 {
+			q.workers[&worker{}] = struct{}{}
 		}
-		return w
+		w := &worker{stay: stay{stayed: c.stayed, used: c.used}}
+		q.workers[w] = struct{}{}
+		assert.Equal(t, c.want, q.replaces(w, c.computing), "%+v", c)
 	}
-	a := more(1)
-	assert.True(t, q.replaces(a, ms, 0))
-	more(2)
-	assert.True(t, q.replaces(a, ms, 0))
-	more(1)
-	assert.False(t, q.replaces(a, ms, 0))
-	assert.True(t, q.replaces(a, 3*ms, 0))
-	q.spares = 1
-	assert.True(t, q.replaces(a, ms, 0))
-	q.spares = 0
-	more(12)
-	assert.False(t, q.replaces(a, 3*ms, 0))
-	assert.True(t, q.replaces(a, 10*ms, 0))
+}
 
-	assert.True(t, q.replaces(a, ms, ms), "one computes")
-	assert.True(t, q.replaces(a, ms, ms), "it goes on to, as nobody was there to take over")
-	b, c := more(1), more(1)
-	assert.True(t, q.replaces(b, ms, ms))
-	assert.False(t, q.replaces(c, ms, ms), "as many as there are processors do")
-	assert.True(t, q.replaces(c, 10*ms, 0), "this one waits")
-	a.leave(nil)
-	assert.True(t, q.replaces(c, ms, ms), "one of them has another request")
-	b.back()
-	assert.True(t, q.replaces(more(1), ms, ms), "one of them has none")
+// A worker's stay ends with its request.
+func TestSurveySeesWhoIsAtWork(t *testing.T) {
+	leader, other := &worker{}, &worker{tid: 1 << 22} // no thread has that number
+	q := &queue{workers: map[*worker]struct{}{leader: {}, other: {}}}
+	leader.leave(nil)
+	other.leave(nil)
+	see := func(stays bool, computing int) {
+		t.Helper()
+		s, c := q.survey(leader, 0)
+		assert.Equal(t, []any{stays, computing}, []any{s, c})
+		time.Sleep(time.Microsecond)
+	}
+	see(false, 0)
+	see(true, 0)
+	other.stay.cpu = -ms // since when its thread has used that
+	see(true, 1)
+	other.back()
+	leader.back()
+	see(false, 0)
+	leader.leave(nil)
+	other.leave(nil)
+	see(false, 0)
+	see(true, 0)
 }

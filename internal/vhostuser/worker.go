@@ -50,11 +50,11 @@ type worker struct {
 	bound   bool    // it is such a deputy, and takes as many requests as its quota
 	quota   int
 
-	tid      int             // guarded
-	serial   uint64          // counts what the worker began outside of the lock; guarded
-	computes uint64          // the serial of a request that computed for so long that another took over; guarded
-	away     bool            // is outside of the lock, inside a request or a system call; guarded
-	mem      *guestmem.Table // the request's; guarded
+	tid    int             // guarded
+	serial uint64          // counts what the worker began outside of the lock; guarded
+	stay   stay            // in a request; guarded
+	away   bool            // is outside of the lock, inside a request or a system call; guarded
+	mem    *guestmem.Table // the request's; guarded
 }
 
 // aftermath is what a turn at the ring leaves to do, once the mutex is not held any more: each of it may block.
