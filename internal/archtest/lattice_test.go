@@ -24,7 +24,7 @@ var harnessOrder = [][]string{
 	{"harness/claim", "harness/scenario", "harness/result", "harness/guestproto"},
 	{"vm-images"},
 	{"harness/probe", "harness/workload"},
-	{"harness/verdict", "harness/impl", "harness/launch", "harness/qemu", "harness/frontend"},
+	{"harness/verdict", "harness/impl", "harness/launch", "harness/qemu", "harness/frontend", "harness/winfs"},
 	{"harness/hostile", "harness/bench", "harness/fuzz", "harness/mutate", "harness/mutants"},
 	{"harness/runner"},
 	{"harness/selftest", "harness/selftest/faultd", "harness/bench/guest"},

@@ -189,7 +189,7 @@ func (w *Worker) take(h *fuseabi.InHeader, o *op) unix.Errno {
 	w.ext.Reset()
 	// Before 7.38 the field was padding, and Windows' driver leaves in it what was on its stack.
 	extLen := uint64(h.TotalExtlen) * 8
-	if o.bulk || !w.s.has(fuseabi.CreateSuppGroup|fuseabi.SecurityCtx) {
+	if o.bulk || o.early || !w.s.has(fuseabi.CreateSuppGroup|fuseabi.SecurityCtx) {
 		extLen = 0
 	}
 	if extLen > want-uint64(o.in) {
