@@ -180,9 +180,7 @@ func run(o config.Options, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if o.SocketPath != "" {
-		defer os.Remove(o.SocketPath)
-	}
+	defer listener.Remove()
 	defer listener.Close()
 	if _, err := raiseNofile(o, log); err != nil {
 		return err

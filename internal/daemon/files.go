@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -46,18 +47,18 @@ type pidFile struct {
 func newPidFile(socket string) (*pidFile, error) {
 	p := &pidFile{path: socket + ".pid"}
 	for {
-		f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
+		f, err := openPidFile(p.path)
+		switch {
+		case errors.Is(err, errNotOurs):
+			return nil, fmt.Errorf("create the pid file %s: %w; remove it", p.path, err)
+		case err != nil:
 			return nil, fmt.Errorf("create the pid file: %w; choose a --socket-path in a folder that this user may write to, such as $XDG_RUNTIME_DIR", err)
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock the pid file %s: %w: another daemon serves this socket; stop it or choose another --socket-path", p.path, err)
 		}
-		// The one who held the lock may have removed the file between our open and our lock.
-		var ours, there unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Lstat(p.path, &there) == nil && ours.Ino == there.Ino && ours.Dev == there.Dev {
-			p.f = f
+		if p.f = f; p.there() { // or the one who held the lock has removed the file between our open and our lock
 			break
 		}
 		f.Close()
@@ -71,11 +72,45 @@ func newPidFile(socket string) (*pidFile, error) {
 	return p, nil
 }
 
-func (p *pidFile) remove() {
-	if p != nil {
-		os.Remove(p.path)
-		p.f.Close()
+var errNotOurs = errors.New("there is something that this user has not made")
+
+// openPidFile makes the file, or opens one that a daemon of this user has left behind. In a folder that others may write to as well it does not write to
+// what they have put there, be it another name of a file of ours.
+func openPidFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
 	}
+	f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it went just now
+		return openPidFile(path)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR):
+		return nil, errNotOurs
+	case err != nil:
+		return nil, err
+	}
+	var is unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &is); err != nil || is.Mode&unix.S_IFMT != unix.S_IFREG || int(is.Uid) != os.Geteuid() || is.Nlink > 1 {
+		return nil, errors.Join(errNotOurs, f.Close())
+	}
+	return f, nil
+}
+
+// there reports whether the path still names the file.
+func (p *pidFile) there() bool {
+	var ours, is unix.Stat_t
+	return unix.Fstat(int(p.f.Fd()), &ours) == nil && unix.Lstat(p.path, &is) == nil && ours.Ino == is.Ino && ours.Dev == is.Dev
+}
+
+func (p *pidFile) remove() {
+	if p == nil {
+		return
+	}
+	if p.there() {
+		os.Remove(p.path)
+	}
+	p.f.Close()
 }
 
 // toRemove are the capabilities that removing socket and pid file will take: none, where the folder is the caller's own or everybody's.

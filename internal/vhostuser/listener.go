@@ -19,10 +19,11 @@ import (
 // Listener is a listening Unix stream socket on which front-ends connect.
 type Listener struct {
 	fd   int
-	file *os.File // fd, once it was asked for
-	path string   // where Bind is to bind it, "" for one that listens
-	gid  int      // the group that may connect, -1 for none
-	next *Conn    // accepted already, while the front-end before it was going
+	file *os.File    // fd, once it was asked for
+	path string      // where Bind is to bind it, "" for one that listens
+	gid  int         // the group that may connect, -1 for none
+	next *Conn       // accepted already, while the front-end before it was going
+	made unix.Stat_t // the socket in the file system, once Bind has made it
 }
 
 // Listen is Prepare and Bind.
@@ -84,8 +85,8 @@ func (l *Listener) Bind() error {
 	old := unix.Umask(mask)
 	err := unix.Bind(l.fd, &unix.SockaddrUnix{Name: l.path})
 	unix.Umask(old)
-	if err == nil && l.gid >= 0 {
-		err = unix.Chown(l.path, -1, l.gid)
+	if err == nil {
+		l.made, err = give(l.path, l.gid)
 	}
 	if err == nil {
 		err = unix.Listen(l.fd, 1)
@@ -94,6 +95,34 @@ func (l *Listener) Bind() error {
 		return fmt.Errorf("listen on %s: %w", shown(l.path), err)
 	}
 	return nil
+}
+
+// give gives the socket that path names to a group, unless gid is -1, and returns which it is. What somebody who may write to its folder has put in its place
+// meanwhile is not touched: a link is not followed, and another user's socket stays as it is.
+func give(path string, gid int) (is unix.Stat_t, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return is, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &is); err != nil {
+		return is, err
+	}
+	if is.Mode&unix.S_IFMT != unix.S_IFSOCK || gid >= 0 && int(is.Uid) != os.Geteuid() {
+		return is, errors.New("something else has taken the socket's place; let nobody else write to its folder")
+	}
+	if gid >= 0 {
+		err = unix.Fchownat(fd, "", -1, gid, unix.AT_EMPTY_PATH)
+	}
+	return is, err
+}
+
+// Remove removes the socket that Bind has made from the file system. What has taken its place stays.
+func (l *Listener) Remove() {
+	var is unix.Stat_t
+	if l.made.Ino != 0 && unix.Lstat(l.path, &is) == nil && is.Ino == l.made.Ino && is.Dev == l.made.Dev {
+		os.Remove(l.path)
+	}
 }
 
 // shown is a name as it stands in an error, which is one line.
