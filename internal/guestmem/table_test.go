@@ -296,6 +296,20 @@ func TestTerabyte(t *testing.T) {
 	assert.EqualValues(t, 77, v.Load32(4))
 }
 
+// A core dump shows none of a guest's memory, and a child has none.
+func TestGuestMemoryIsForThisProcessAlone(t *testing.T) {
+	table, err := guestmem.New([]vhostabi.MemRegion{region(0, page, 0)}, []int{memfd(t, page, 0)})
+	require.NoError(t, err)
+	defer table.Drop()
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	require.NoError(t, err)
+	_, ours, found := strings.Cut(string(smaps), "guest-"+t.Name())
+	require.True(t, found)
+	_, flags, _ := strings.Cut(ours, "VmFlags:")
+	flags, _, _ = strings.Cut(flags, "\n")
+	assert.Subset(t, strings.Fields(flags), []string{"dd", "dc"}, "proc(5): do not dump, do not copy on fork")
+}
+
 func TestOffsetsNeedNoPage(t *testing.T) {
 	fd := memfd(t, 2*page, 0)
 	table, err := guestmem.New([]vhostabi.MemRegion{region(0, page, 48)}, []int{fd})

@@ -156,6 +156,7 @@ func TestStopDrains(t *testing.T) {
 	case <-time.After(500 * time.Millisecond):
 	}
 	assert.Positive(t, e.interrupts.Load(), "the backend is asked to interrupt what waits")
+	assert.EqualValues(t, 1, e.interrupted.Load(), "on this queue")
 	close(e.block)
 	assert.EqualValues(t, 8, <-answered)
 	for _, p := range blocked {

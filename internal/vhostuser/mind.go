@@ -67,7 +67,7 @@ func (w *worker) deputize() bool {
 
 	d := w.deputy
 	if d == nil {
-		d = &worker{q: h, handler: w.handler, bound: true}
+		d = &worker{q: h, handler: w.handler, bound: true, tid: w.tid}
 		w.deputy = d
 	}
 	d.quota = deputyMost

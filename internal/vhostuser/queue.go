@@ -288,7 +288,7 @@ func (q *queue) apart(out *aftermath) {
 	q.mu.Unlock()
 }
 
-// uses reports whether a request under way, or the ring itself, still stands in the table.
+// uses reports whether a request under way still stands in a table that was replaced. The ring itself was moved.
 func (q *queue) uses(mem *guestmem.Table) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -297,7 +297,7 @@ func (q *queue) uses(mem *guestmem.Table) bool {
 			return true
 		}
 	}
-	return q.started && !q.broken && q.ring.Mem() == mem
+	return false
 }
 
 // drainPatience is how long a stopping queue waits for its requests before it asks the backend to interrupt them, and how often it then

@@ -25,6 +25,7 @@ import (
 type echo struct {
 	resets, aborts, blocked, interrupts atomic.Int32
 	sleeping, most                      atomic.Int32  // in opSleep at a time
+	interrupted                         atomic.Int32  // the queue that stopped last
 	reused                              atomic.Int32  // requests that came to a handler which could not be put in order
 	block                               chan struct{} // opBlock waits until it is closed
 	fail                                error         // what NewHandler returns
@@ -57,8 +58,8 @@ func (e *echo) NewHandler(int) (vhostuser.Handler, error) {
 	time.Sleep(e.start)
 	return &echoHandler{e: e}, nil
 }
-func (e *echo) Interrupt(int) { e.interrupts.Add(1) }
-func (e *echo) Reset()        { e.resets.Add(1) }
+func (e *echo) Interrupt(queue int) { e.interrupts.Add(1); e.interrupted.Store(int32(queue)) }
+func (e *echo) Reset()              { e.resets.Add(1) }
 
 type echoHandler struct {
 	e         *echo
