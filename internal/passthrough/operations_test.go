@@ -561,3 +561,217 @@ func TestLocksOfOneFileDoNotWaitForAnother(t *testing.T) {
 	release()
 	assert.Zero(t, comes(t, asks))
 }
+
+// A number of 64 bits is answered as a local file system answers it, at the ends of the range too.
+func TestNumbersAtTheEnds(t *testing.T) {
+	dir := t.TempDir()
+	g := mount(t, dir, Config{PosixLock: true})
+	f, e := g.create(root, "f", unix.O_RDWR, 0o644, 0)
+	require.Zero(t, e)
+	_, e = g.write(f.NodeId, f.Fh, 0, []byte("0123456789"), 0, 0)
+	require.Zero(t, e)
+	require.NoError(t, os.WriteFile(dir+"/local", []byte("0123456789"), 0o644))
+	fd, err := unix.Open(dir+"/local", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	errno := func(err error) unix.Errno {
+		if err == nil {
+			return 0
+		}
+		return err.(unix.Errno)
+	}
+	ends := []uint64{0, 1, 9, 10, 11, math.MaxInt32, math.MaxUint32, math.MaxInt64 - 4096, math.MaxInt64 - 1, math.MaxInt64, 1 << 63, 1<<63 + 1, math.MaxUint64 - 1, math.MaxUint64}
+	for _, off := range ends {
+		what := fmt.Sprintf("%#x", off)
+		b := make([]byte, 4)
+		n, err := unix.Pread(fd, b, int64(off))
+		got, e := g.read(f.NodeId, f.Fh, off, 4)
+		assert.Equal(t, errno(err), e, "read at %s", what)
+		if e == 0 {
+			assert.Equal(t, b[:n], got)
+		}
+		for _, whence := range []int{unix.SEEK_SET, unix.SEEK_END, unix.SEEK_DATA, unix.SEEK_HOLE} {
+			at, err := unix.Seek(fd, int64(off), whence)
+			out, e := want[fuseabi.LseekOut](g, fuseabi.OpLseek, f.NodeId, &fuseabi.LseekIn{Fh: f.Fh, Offset: off, Whence: uint32(whence)}, nil)
+			assert.Equal(t, errno(err), e, "seek %d to %s", whence, what)
+			if e == 0 {
+				assert.EqualValues(t, at, out.Offset)
+			}
+		}
+		for _, length := range []uint64{0, 1, math.MaxInt64, 1 << 63, math.MaxUint64} {
+			const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+			err := unix.Fallocate(fd, punch, int64(off), int64(length))
+			_, e := call(g, fuseabi.OpFallocate, f.NodeId, &fuseabi.FallocateIn{Fh: f.Fh, Offset: off, Length: length, Mode: punch}, nil, 0)
+			assert.Equal(t, errno(err), e, "fallocate %s, %#x", what, length)
+			if length > 1 && off < 1<<40 {
+				_, err = unix.Pwrite(fd, []byte("0123456789"), 0)
+				require.NoError(t, err)
+				_, e = g.write(f.NodeId, f.Fh, 0, []byte("0123456789"), 0, 0)
+				require.Zero(t, e)
+			}
+			in, out := int64(off), int64(0)
+			copied, err := unix.CopyFileRange(fd, &in, fd, &out, int(length), 0)
+			w, e := want[fuseabi.CopyFileRangeOut](g, fuseabi.OpCopyFileRange64, f.NodeId,
+				&fuseabi.CopyFileRangeIn{FhIn: f.Fh, OffIn: off, NodeIdOut: f.NodeId, FhOut: f.Fh, Len: length}, nil)
+			assert.Equal(t, errno(err), e, "copy_file_range from %s, %#x", what, length)
+			if e == 0 {
+				assert.EqualValues(t, copied, w.BytesCopied)
+			}
+		}
+		if off > math.MaxInt32 { // what is less has been written elsewhere
+			_, err = unix.Pwrite(fd, []byte("x"), int64(off))
+			if errno(err) != 0 {
+				_, e = g.write(f.NodeId, f.Fh, off, []byte("x"), 0, 0)
+				assert.Equal(t, errno(err), e, "write at %s", what)
+			}
+			require.NoError(t, unix.Ftruncate(fd, 10))
+		}
+
+		var a fuseabi.SetattrIn
+		a.Valid, a.Size = fuseabi.FattrSize, off
+		_, e = g.setattr(f.NodeId, a)
+		if err := unix.Ftruncate(fd, int64(off)); off < 1<<63 {
+			assert.Equal(t, errno(err), e, "size %s", what)
+		} else {
+			assert.Equal(t, unix.EFBIG, e, "no program can ask so much of a local file system")
+		}
+		require.NoError(t, unix.Ftruncate(fd, 10))
+		a.Size = 10
+		_, e = g.setattr(f.NodeId, a)
+		require.Zero(t, e)
+
+		a.Valid, a.Mtime = fuseabi.FattrMtime, off
+		set, e := g.setattr(f.NodeId, a)
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/local", []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: int64(off)}}, 0)
+		assert.Equal(t, errno(err), e, "time %s", what)
+		var st unix.Stat_t
+		require.NoError(t, unix.Fstat(fd, &st))
+		if e == 0 {
+			assert.Equal(t, st.Mtim.Sec, int64(set.Mtime), "as far as the file system keeps it")
+		}
+
+		fh, e := g.opendir(root)
+		require.Zero(t, e)
+		d, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		_, err = unix.Seek(d, int64(off), unix.SEEK_SET)
+		unix.Close(d)
+		_, e = g.readdirAt(root, fh, off, false, 4096)
+		assert.Equal(t, errno(err), e, "entries from %s on", what)
+		require.Zero(t, g.releasedir(root, fh))
+
+		lockErrno := unix.Errno(0)
+		if off > math.MaxInt64 {
+			lockErrno = unix.EINVAL
+		}
+		assert.Equal(t, lockErrno, g.lock(fuseabi.OpSetlk, f.NodeId, f.Fh, 1, unix.F_WRLCK, 0, off), "lock to %s", what)
+		assert.Equal(t, lockErrno, g.lock(fuseabi.OpSetlk, f.NodeId, f.Fh, 1, unix.F_WRLCK, off, off), "lock of %s", what)
+	}
+	assert.Equal(t, unix.EINVAL, g.lock(fuseabi.OpSetlk, f.NodeId, f.Fh, 1, unix.F_WRLCK, 2, 1))
+}
+
+// Programs without CAP_FSETID clear set-id bits by fallocate(2) and copy_file_range(2) as well, of which the protocol says who the caller is and not
+// what he may.
+func TestSpaceAndCopiesClearSetIDBits(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	g := mount(t, dir, Config{KillprivV2: true})
+	g.init(^fuseabi.AllowIdmap)
+	require.NoError(t, os.WriteFile(dir+"/from", []byte("abc"), 0o644))
+	from := g.mustLookup(root, "from")
+	fromFh, e := g.open(from, unix.O_RDONLY)
+	require.Zero(t, e)
+	changes := map[string]func(g *guest, node, fh uint64) unix.Errno{
+		"fallocate": func(g *guest, node, fh uint64) unix.Errno {
+			_, e := call(g, fuseabi.OpFallocate, node, &fuseabi.FallocateIn{Fh: fh, Length: 10}, nil, 0)
+			return e
+		},
+		"copy_file_range": func(g *guest, node, fh uint64) unix.Errno {
+			_, e := want[fuseabi.WriteOut](g, fuseabi.OpCopyFileRange, from, &fuseabi.CopyFileRangeIn{FhIn: fromFh, NodeIdOut: node, FhOut: fh, Len: 3}, nil)
+			return e
+		},
+	}
+	for name, change := range changes {
+		for uid, keeps := range map[uint32]bool{0: true, 1001: false} {
+			path := filepath.Join(dir, fmt.Sprint(name, uid))
+			require.NoError(t, os.WriteFile(path, []byte("#!"), 0o755))
+			require.NoError(t, os.Chmod(path, 0o755|os.ModeSetuid|os.ModeSetgid))
+			n := g.mustLookup(root, filepath.Base(path))
+			fh, e := g.open(n, unix.O_RDWR)
+			require.Zero(t, e)
+			require.Zero(t, change(g.as(uid, uid), n, fh))
+			st, err := os.Stat(path)
+			require.NoError(t, err)
+			assert.Equal(t, keeps, st.Mode()&(os.ModeSetuid|os.ModeSetgid) == os.ModeSetuid|os.ModeSetgid, "%s by %d", name, uid)
+			assert.Equal(t, keeps, st.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0, "%s by %d", name, uid)
+		}
+	}
+}
+
+// ACCESS is answered for the caller, and not for a daemon that may everything.
+func TestAccessIsTheCallers(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := publicDir(t)
+	g := mount(t, dir, Config{})
+	require.NoError(t, os.WriteFile(dir+"/secret", nil, 0o600))
+	require.NoError(t, os.WriteFile(dir+"/public", nil, 0o644))
+	require.NoError(t, os.WriteFile(dir+"/theirs", nil, 0o400))
+	require.NoError(t, os.Chown(dir+"/theirs", 1001, 1001))
+	const r, w, x = 4, 2, 1
+	for _, c := range []struct {
+		name string
+		uid  uint32
+		mask uint32
+		want unix.Errno
+	}{
+		{"secret", 1001, r, unix.EACCES}, {"secret", 1001, w, unix.EACCES}, {"secret", 0, r | w, 0}, {"secret", 0, x, unix.EACCES},
+		{"public", 1001, r, 0}, {"public", 1001, r | w, unix.EACCES}, {"public", 1001, 0, 0},
+		{"theirs", 1001, r, 0}, {"theirs", 1001, w, unix.EACCES}, {"theirs", 0, r | w, 0}, {"theirs", 1002, r, unix.EACCES},
+		{"public", 1001, 8, unix.EINVAL},
+	} {
+		n := g.mustLookup(root, c.name)
+		_, e := call(g.as(c.uid, c.uid), fuseabi.OpAccess, n, &fuseabi.AccessIn{Mask: c.mask}, nil, 0)
+		assert.Equal(t, c.want, e, "%s by %d, %#o", c.name, c.uid, c.mask)
+	}
+	// The thread has its capabilities again.
+	_, e := g.create(root, "after", unix.O_RDWR, 0o600, 0)
+	require.Zero(t, e)
+	_, e = g.setattr(g.mustLookup(root, "theirs"), fuseabi.SetattrIn{SetAttrInCommon: setattrCommon(fuseabi.FattrUID, 0, 5, 0)})
+	assert.Zero(t, e)
+}
+
+// An owner is set as the host is to know him, and a guest is not given one that it may not use.
+func TestTranslatedOwnersAreSet(t *testing.T) {
+	testenv.Need(t, "root")
+	users, err := ParseTranslation([]string{"map:0:100000:1000", "forbid-guest:5000:1"})
+	require.NoError(t, err)
+	groups, err := ParseTranslation([]string{"map:0:200000:1000", "forbid-guest:6000:1"})
+	require.NoError(t, err)
+	g := mount(t, publicDir(t), Config{TranslateUID: users, TranslateGID: groups})
+	require.NoError(t, os.WriteFile(g.dir+"/f", nil, 0o600))
+	n := g.mustLookup(root, "f")
+	owner := func() [2]uint32 {
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(g.dir+"/f", &st))
+		return [2]uint32{st.Uid, st.Gid}
+	}
+	set := func(valid, uid, gid uint32) unix.Errno {
+		a, e := g.setattr(n, fuseabi.SetattrIn{SetAttrInCommon: setattrCommon(valid, 0, uid, gid)})
+		if e == 0 && valid&fuseabi.FattrUID != 0 {
+			assert.Equal(t, uid, a.Uid, "the guest sees what it set")
+		}
+		if e == 0 && valid&fuseabi.FattrGID != 0 {
+			assert.Equal(t, gid, a.Gid)
+		}
+		return e
+	}
+	require.Zero(t, set(fuseabi.FattrUID|fuseabi.FattrGID, 7, 8))
+	assert.Equal(t, [2]uint32{100007, 200008}, owner())
+	require.Zero(t, set(fuseabi.FattrUID, 0, 99))
+	assert.Equal(t, [2]uint32{100000, 200008}, owner())
+	require.Zero(t, set(fuseabi.FattrGID, 99, 1))
+	assert.Equal(t, [2]uint32{100000, 200001}, owner())
+	assert.Equal(t, unix.EPERM, set(fuseabi.FattrUID, 5000, 0))
+	assert.Equal(t, unix.EPERM, set(fuseabi.FattrGID, 0, 6000))
+	assert.Equal(t, [2]uint32{100000, 200001}, owner())
+}
