@@ -46,7 +46,7 @@ func Rules(c Config) []Rule {
 		{Reason: "Go runtime: signals, preemption among them", Calls: []string{"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall"}},
 		{Reason: "Go runtime: preemption signals a thread of ours, and no other process", Calls: []string{"tgkill"}, Arg: 0, Values: self},
 		{Reason: "Go runtime: time", Calls: []string{"nanosleep", "clock_nanosleep", "clock_gettime", "gettimeofday", "timer_create", "timer_settime", "timer_delete"}},
-		{Reason: "Go runtime: names memory it maps; credentials: reads whether it is dumpable, and the bounding set; monitor: wakes up in time", Calls: []string{"prctl"}, Arg: 0, Values: []uint64{unix.PR_SET_TIMERSLACK, unix.PR_SET_VMA, unix.PR_SET_NAME, unix.PR_GET_DUMPABLE, unix.PR_CAPBSET_READ}},
+		{Reason: "Go runtime: names memory it maps; credentials: reads whether it is dumpable, the bounding set, and how capabilities follow ids; monitor: wakes up in time", Calls: []string{"prctl"}, Arg: 0, Values: []uint64{unix.PR_SET_TIMERSLACK, unix.PR_SET_VMA, unix.PR_SET_NAME, unix.PR_GET_DUMPABLE, unix.PR_CAPBSET_READ, unix.PR_GET_SECUREBITS}},
 		{Reason: "Go runtime: network poller", Calls: []string{"epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "eventfd2", "pipe2"}},
 		{Reason: "Go runtime: random numbers and names", Calls: []string{"getrandom", "getrlimit", "uname"}},
 		{Reason: "limit of open files: ours, not another process's", Calls: []string{"prlimit64"}, Arg: 0, Values: append([]uint64{0}, self...)},

@@ -116,6 +116,8 @@ func checkCalls(t *testing.T, judge func(name string, args ...uint64) uint32, in
 		{"prlimit64", []uint64{42}, allow},
 		{"prlimit64", []uint64{1}, kill},
 		{"prctl", []uint64{unix.PR_SET_VMA}, allow},
+		{"prctl", []uint64{unix.PR_GET_SECUREBITS}, allow},
+		{"prctl", []uint64{unix.PR_SET_SECUREBITS, 0}, kill},
 		{"prctl", []uint64{unix.PR_SET_DUMPABLE, 1}, kill},
 		{"prctl", []uint64{unix.PR_SET_KEEPCAPS, 1}, kill},
 		{"prctl", []uint64{unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE}, kill},

@@ -17,6 +17,9 @@ const (
 	capSetuid        = 1 << unix.CAP_SETUID
 )
 
+// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP (linux/securebits.h).
+const secbitNoSetuidFixup = 1 << 2
+
 // exitWrongIDs is the exit status of a daemon that could not take its own ids back.
 const exitWrongIDs = 70
 
@@ -36,7 +39,9 @@ type Creds struct {
 	groups    []uint32
 	own       capWords
 	canGroups bool
-	fullOnUID bool // going back to the own uid restores exactly the own effective set (setuid root rules)
+	// Leaving uid 0 clears the effective set, and coming back fills it, unless the launcher has said otherwise (SECBIT_NO_SETUID_FIXUP).
+	fixup     bool
+	fullOnUID bool // coming back restores exactly the own effective set
 
 	switchedUID, switchedGID, switchedGroups, switchedCaps bool
 
@@ -61,7 +66,9 @@ func NewCreds() (*Creds, error) {
 	}
 	// A user namespace may deny setgroups to whoever has CAP_SETGID in it: only trying tells.
 	c.canGroups = c.own.effective&capSetgid != 0 && setGroups(c.groups) == 0
-	c.fullOnUID = c.uid == 0 && c.own.effective == c.own.permitted
+	bits, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0)
+	c.fixup = c.uid == 0 && e == 0 && bits&secbitNoSetuidFixup == 0
+	c.fullOnUID = c.fixup && c.own.effective == c.own.permitted
 	return c, nil
 }
 
@@ -103,8 +110,8 @@ func (c *Creds) Become(uid, gid uint32, groups []uint32) unix.Errno {
 			return refused(e)
 		}
 		c.switchedUID = true
-		if c.uid == 0 {
-			effective = 0 // capabilities(7): lost from the effective set when the effective uid leaves 0
+		if c.fixup {
+			effective = 0
 		}
 	}
 	if want := c.own.effective & (capDACOverride | capDACReadSearch); want != effective {
@@ -146,7 +153,7 @@ func (c *Creds) Restore() {
 	if c.switchedUID {
 		c.must(setEUID(c.uid))
 		c.switchedUID = false
-		c.switchedCaps = c.switchedCaps && !c.fullOnUID || !c.fullOnUID && c.uid == 0
+		c.switchedCaps = !c.fullOnUID && (c.switchedCaps || c.uid == 0)
 	}
 	if c.switchedCaps {
 		c.must(c.setCaps(c.own.effective))

@@ -156,3 +156,57 @@ func TestIDsThatCannotBeTakenAgainAreFound(t *testing.T) {
 	}
 	onThread(func() { assert.True(t, sys.IDsAreMapped()) })
 }
+
+// TestCredentialsFollowWhateverTheLauncherSays: a launcher's secure bits, which it may have locked, keep the kernel from changing capabilities with
+// ids. A thread that acts for somebody keeps CAP_FSETID then (CVE-2022-0358), or never gets its own back, unless that is minded.
+func TestCredentialsFollowWhateverTheLauncherSays(t *testing.T) {
+	testenv.Need(t, "root")
+	for name, c := range map[string]struct {
+		bits       uintptr
+		without    uint32 // capabilities that the thread does not have
+		guarded    string // while it acts for somebody
+		permitOnly uint32 // capabilities that it has, but not in effect
+	}{
+		"as usual":                               {0, 0, "0000000000000006", 0},
+		"without fixup":                          {1 << 2, 0, "0000000000000006", 0},
+		"without fixup, locked":                  {1<<2 | 1<<3, 0, "0000000000000006", 0},
+		"all of them, locked":                    {0x2f | 0xc0, 0, "0000000000000006", 0},
+		"--modcaps=-dac_override":                {0, 6, "0000000000000000", 0},
+		"--modcaps=-dac_override, without fixup": {1 << 2, 6, "0000000000000000", 0},
+		"not all in effect":                      {0, 0, "0000000000000006", 1 << unix.CAP_KILL},
+		"not all in effect, without fixup":       {1 << 2, 0, "0000000000000006", 1 << unix.CAP_KILL},
+	} {
+		onThread(func() {
+			_, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, c.bits, 0)
+			assert.Zero(t, e, name)
+			h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var d [2]unix.CapUserData
+			assert.NoError(t, unix.Capget(&h, &d[0]))
+			d[0].Permitted &^= c.without
+			d[0].Effective = d[0].Permitted &^ c.permitOnly
+			assert.NoError(t, unix.Capset(&h, &d[0]))
+			creds, err := sys.NewCreds()
+			if !assert.NoError(t, err, name) {
+				return
+			}
+			before := credentials(t)
+			for range 2 {
+				for _, id := range []uint32{1000, 0} {
+					assert.Zero(t, creds.Become(id, 1000, nil), name)
+					if id != 0 {
+						assert.Equal(t, c.guarded, credentials(t)["CapEff"], name)
+					}
+					creds.Restore()
+					assert.Equal(t, before, credentials(t), name)
+				}
+				assert.Zero(t, creds.Become(1000, 1000, nil), name)
+				assert.Zero(t, creds.DropAll(), name)
+				assert.Equal(t, "0000000000000000", credentials(t)["CapEff"], name)
+				creds.Restore()
+				assert.Zero(t, creds.DropFsetid(), name)
+				creds.Restore()
+				assert.Equal(t, before, credentials(t), name)
+			}
+		})
+	}
+}
