@@ -22,6 +22,7 @@ import (
 	"virtiofsd/internal/fuse"
 	"virtiofsd/internal/passthrough"
 	"virtiofsd/internal/sandbox"
+	"virtiofsd/internal/sys"
 	"virtiofsd/internal/vhostuser"
 )
 
@@ -250,27 +251,53 @@ func (p *parent) run(ctx context.Context) error {
 		c.Kill()
 		return err
 	}
-	go func() {
-		for {
-			select {
-			case <-p.ask:
-				c.Stats()
-			case <-ctx.Done():
-				p.tell.stopping()
-				c.Stop()
-				return
-			}
-		}
-	}()
 	debug.FreeOSMemory()
-	status := c.Wait()
-	if s := c.Signal(); s != 0 {
-		p.log.Error("the serving process was ended by a signal", "signal", s.String(), "hint", hint(s))
+	ended := make(chan int, 1)
+	go func() { ended <- c.Wait() }()
+	return p.await(ctx, c, ended)
+}
+
+// How long the serving process may take to end once it was asked to, and once it was killed. It gives requests that are under way 0.8 s itself.
+const (
+	stopPatience = 5 * time.Second
+	killPatience = 2 * time.Second
+)
+
+// await waits until the serving process has ended. One that does not do so when it is asked to is killed: its threads may be stuck in the front-end's memory, or in a
+// file system of the host, and one that cannot even be killed, as it waits in the kernel, is left behind.
+func (p *parent) await(ctx context.Context, c *sandbox.Child, ended <-chan int) error {
+	asked := ctx.Done()
+	var overdue <-chan time.Time
+	killed := false
+	for {
+		select {
+		case <-p.ask:
+			c.Stats()
+		case <-asked:
+			asked, overdue = nil, time.After(stopPatience)
+			p.tell.stopping()
+			c.Stop()
+		case <-overdue:
+			if killed {
+				p.log.Error("the serving process does not end, although it was killed: it waits in the kernel, for a file system of the host or the front-end's memory", "pid", c.PID())
+				return statusError(exitError)
+			}
+			killed, overdue = true, time.After(killPatience)
+			p.log.Error("the serving process has not ended within 5 s of being asked to, and is killed: its requests are stuck in the front-end's memory or in a file system of the host")
+			c.End()
+		case status := <-ended:
+			switch s := c.Signal(); {
+			case s != 0 && !killed:
+				p.log.Error("the serving process was ended by a signal", "signal", s.String(), "hint", hint(s))
+			case status == sys.ExitWrongIDs:
+				p.log.Error("the serving process has ended itself: a thread could not take its own ids back after it had acted for a guest's user")
+			}
+			if status != 0 {
+				return statusError(status)
+			}
+			return nil
+		}
 	}
-	if status != 0 {
-		return statusError(status)
-	}
-	return nil
 }
 
 func hint(s syscall.Signal) string {

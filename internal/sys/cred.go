@@ -20,8 +20,8 @@ const (
 // secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP (linux/securebits.h).
 const secbitNoSetuidFixup = 1 << 2
 
-// exitWrongIDs is the exit status of a daemon that could not take its own ids back.
-const exitWrongIDs = 70
+// ExitWrongIDs is the exit status of a daemon that could not take its own ids back.
+const ExitWrongIDs = 70
 
 // noID is what the calls take for "leave as it is", and what a guest sends for an id that its mount does not map.
 const noID = ^uint32(0)
@@ -178,7 +178,7 @@ func (c *Creds) Switched() bool {
 // even get its own SIGKILL.
 func (c *Creds) must(e unix.Errno) {
 	for e != 0 {
-		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, exitWrongIDs, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, ExitWrongIDs, 0, 0)
 	}
 }
 
