@@ -91,3 +91,14 @@ func TestSlowRequestsWantWorkersWhereTheyWait(t *testing.T) {
 		assert.Equal(t, c.next, wanted(c.want, c.known, c.waits), "%+v", c)
 	}
 }
+
+// A worker that is done with enough requests is enough, whatever was wanted before.
+func TestCheapRequestsWantOneWorker(t *testing.T) {
+	for served, want := range map[uint64]int{19: 8, 20: 1, 1000: 1} {
+		w := &worker{}
+		q := &queue{dev: &device{}, want: 8, active: 1, started: true, enabled: true, leader: w, workers: map[*worker]struct{}{w: {}}}
+		q.counters.Requests = served
+		q.watch(&seen{leader: w}, monitorTick)
+		assert.Equal(t, want, q.want, "%d requests in a millisecond", served)
+	}
+}

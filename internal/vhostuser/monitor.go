@@ -38,7 +38,7 @@ type seen struct {
 	leader   *worker
 	requests uint64
 	sleeps   uint64        // if the leader is hidden
-	cpu      time.Duration // of the leader's thread, while it is away
+	cpu      time.Duration // of the leader's thread, if requests were slow
 }
 
 func newMonitor(d *device) *monitor {
@@ -151,8 +151,8 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	if w == nil {
 		return
 	}
-	last.cpu = threadCPU(w.tid)
-	stays, computing := q.survey(w, last.cpu)
+	cpu := threadCPU(w.tid)
+	stays, computing := q.survey(w, cpu)
 	if stays {
 		w.giveBack()
 	}
@@ -163,8 +163,10 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 		q.want = 1
 	} else if n, err := q.pending(); err == nil && n > 0 {
 		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
-		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet.
-		wait := last.cpu-was.cpu < tick/2
+		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet, and one tick is not enough:
+		// the thread may have had no processor.
+		last.cpu = cpu
+		wait := cpu-was.cpu < tick/2
 		if stays {
 			wait = w.stay.waits()
 		}
