@@ -49,6 +49,7 @@ type fileFigures struct {
 	InodeFDs  int64  `json:"inode_fds"`  // of those, held by a descriptor
 	Budget    int64  `json:"inode_fd_budget"`
 	Evictions int64  `json:"evictions"` // descriptors closed to keep to the budget
+	Stale     int64  `json:"stale"`     // requests for an inode that nothing leads to any more, answered ESTALE
 }
 
 // newStats makes the counters' reader; out is --stats-fd's, or nil.
@@ -76,7 +77,7 @@ func (s *stats) line() string {
 	fs := s.fs.Stats()
 	f := figures{
 		UptimeS: float64(time.Since(s.started).Milliseconds()) / 1000, Stats: s.session.Stats(), Queues: []queueFigures{},
-		Files: fileFigures{Limit: s.limit, OpenFiles: fs.OpenFiles, Inodes: fs.Inodes, InodeFDs: fs.CachedFDs, Budget: fs.Budget, Evictions: fs.Evictions},
+		Files: fileFigures{Limit: s.limit, OpenFiles: fs.OpenFiles, Inodes: fs.Inodes, InodeFDs: fs.CachedFDs, Budget: fs.Budget, Evictions: fs.Evictions, Stale: fs.Stale},
 	}
 	if q := s.queues.Load(); q != nil {
 		for i, c := range (*q)() {

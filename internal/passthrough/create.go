@@ -2,7 +2,6 @@ package passthrough
 
 import (
 	"bytes"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -223,8 +222,8 @@ func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags
 		return e
 	}
 	id := identify(&t.st)
-	n := t.fs.nodes.find(id)
-	if n == nil {
+	n, is := t.fs.nodes.find(id)
+	if is != yes {
 		// An O_PATH descriptor at once: a temporary file is often unlinked while open, and is then not found again.
 		pathFD, e := t.openReal(fd, unix.O_PATH)
 		if e != 0 {
@@ -233,11 +232,11 @@ func (t *thread) newFile(c *fuse.Caller, p *inode, fd int, name fuse.Name, flags
 		if name == nil {
 			n = t.adopt(id, pathFD, nil, nil)
 		} else {
-			n = t.adopt(id, pathFD, p, slices.Clone(name))
+			n = t.adopt(id, pathFD, p, name)
 		}
 	}
 	t.entry(n, p, &out.EntryOut)
-	opened := &file{fd: fd, node: n.id, quiet: t.fs.quiet(id.key, fd)}
+	opened := &file{fd: fd, node: n.id, inode: n, quiet: t.fs.quiet(id.key, fd)}
 	out.Fh = t.fs.files.add(opened)
 	out.OpenOut.OpenFlags = t.fs.fopen(flags, opened)
 	return 0
@@ -373,6 +372,7 @@ func (t *thread) renamed(p *inode, pfd int, name fuse.Name) {
 	}
 	if n, _ := t.fs.nodes.peek(identify(&t.st)); n != nil {
 		n.rename(p, name)
+		t.fs.fds.named(n)
 		t.put(n)
 	}
 }

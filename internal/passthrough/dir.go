@@ -117,7 +117,7 @@ func (t *thread) Opendir(in *fuseabi.OpenIn, out *fuseabi.OpenOut) unix.Errno {
 	if e != 0 {
 		return e
 	}
-	out.Fh = t.fs.files.add(&file{fd: real, node: n.id, dir: &dirStream{holder: &t.fs.held}})
+	out.Fh = t.fs.files.add(&file{fd: real, node: n.id, inode: n, dir: &dirStream{holder: &t.fs.held}})
 	switch t.fs.cfg.Cache {
 	case CacheMetadata, CacheAlways:
 		out.OpenFlags = fuseabi.FopenCacheDir | fuseabi.FopenKeepCache
@@ -229,10 +229,15 @@ func (t *thread) dirent(p *inode, pfd int, de []byte, plus bool, stream *dirStre
 			e := unix.ESTALE
 			if seen := stream.seen(t.fs, p, pfd); seen != nil {
 				t.st = seen.st
-				e = t.known(p, pfd, name[:end+1], seen.when, &v.EntryOut)
+				e = t.listEntry(p, name[:end+1], seen.when, &v.EntryOut)
 			}
 			if e == unix.ESTALE { // nothing was seen, or it is old
-				e = t.lookup(p, pfd, name[:end+1], &v.EntryOut)
+				if e = sys.Statx(pfd, &name[0], unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st); e == 0 {
+					e = t.listEntry(p, name[:end+1], 0, &v.EntryOut)
+				}
+			}
+			if e == unix.ESTALE {
+				e = t.discover(p, pfd, name[:end+1], &v.EntryOut)
 			}
 			switch e {
 			case 0:

@@ -32,8 +32,8 @@ func (t *thread) lookupSelf(n *inode, fd int, out *fuseabi.EntryOut) unix.Errno 
 	if e := sys.FStatx(fd, identityMask, &t.st); e != 0 {
 		return e
 	}
-	if known := t.fs.nodes.find(n.identity); known != n { // it has been forgotten meanwhile
-		if known != nil {
+	if known, is := t.fs.nodes.find(identify(&t.st)); known != n || is != yes { // it has been forgotten meanwhile
+		if is == yes {
 			t.Forget(known.id, 1)
 		}
 		return unix.ESTALE
@@ -56,8 +56,8 @@ func (t *thread) lookupParent(n *inode, fd int, out *fuseabi.EntryOut) unix.Errn
 		return e
 	}
 	t.st = seen
-	p := t.fs.nodes.find(id)
-	if p == nil {
+	p, is := t.fs.nodes.find(id)
+	if is != yes {
 		grand, name := n.above(id)
 		p = t.adopt(id, pfd, grand, name)
 	} else {
@@ -121,7 +121,7 @@ func (n *inode) above(id identity) (parent *inode, name []byte) {
 	n.slow.Lock()
 	p := n.parent
 	n.slow.Unlock()
-	if p == nil || p.identity != id {
+	if p == nil || p.key != id.key {
 		return nil, nil
 	}
 	p.slow.Lock()
@@ -130,14 +130,15 @@ func (n *inode) above(id identity) (parent *inode, name []byte) {
 }
 
 // adopt makes an inode of a file that the guest gets to know by an O_PATH descriptor, which is the inode's from now on. Where there is one already, that
-// gets the lookup. The name may be unknown.
+// gets the lookup. The name is copied, and may be unknown.
 func (t *thread) adopt(id identity, fd int, parent *inode, name []byte) *inode {
-	fresh := &inode{identity: id, parent: parent, name: name}
+	fresh := newInode(id, parent, name)
 	fresh.state.Store(oneUser)
 	fresh.setFD(fd)
 	n := t.fs.nodes.add(fresh)
 	if n == fresh {
 		t.fs.fds.insert(n)
+		t.fs.pins(n)
 		t.put(n)
 	} else {
 		sys.Close(fd)

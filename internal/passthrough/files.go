@@ -9,9 +9,11 @@ import (
 
 // file is an open file or directory. Its descriptor is closed when it was released and no call uses it any more.
 type file struct {
-	fd    int
-	node  uint64
-	quiet bool // its file system has nothing to tell when a descriptor is closed
+	fd         int
+	node       uint64
+	inode      *inode
+	next, prev *file // open files of the same inode; its lock guards them
+	quiet      bool  // its file system has nothing to tell when a descriptor is closed
 	// appends: the host lets nothing be done but append, and the descriptor has O_APPEND (openToAppend).
 	appends bool
 	dir     *dirStream   // nil for a file
@@ -53,6 +55,7 @@ func newFileTable() *fileTable {
 func (t *fileTable) add(f *file) uint64 {
 	id := t.next.Add(1)
 	f.state.Store(1)
+	f.link()
 	s := &t.shard[id%shards]
 	s.mu.Lock()
 	s.m[id] = f
@@ -72,21 +75,42 @@ func (t *fileTable) get(id uint64) *file {
 	return f
 }
 
-// of finds any open file of an inode, as get does. It looks at all of them.
-func (t *fileTable) of(node uint64) *file {
-	for i := range t.shard {
-		s := &t.shard[i]
-		s.mu.RLock()
-		for _, f := range s.m {
-			if f.node == node {
-				f.state.Add(1)
-				s.mu.RUnlock()
-				return f
-			}
-		}
-		s.mu.RUnlock()
+// link puts a file into its inode's list of open files.
+func (f *file) link() {
+	n := f.inode
+	n.slow.Lock()
+	if f.next = n.opened; f.next != nil {
+		f.next.prev = f
 	}
-	return nil
+	n.opened = f
+	n.slow.Unlock()
+}
+
+// unlink takes it out.
+func (f *file) unlink() {
+	n := f.inode
+	n.slow.Lock()
+	switch {
+	case f.prev != nil:
+		f.prev.next = f.next
+	case n.opened == f:
+		n.opened = f.next
+	}
+	if f.next != nil {
+		f.next.prev = f.prev
+	}
+	f.next, f.prev = nil, nil
+	n.slow.Unlock()
+}
+
+// openFile is any open file of an inode, whose user the caller is until put, or nil.
+func (n *inode) openFile() *file {
+	n.slow.Lock()
+	defer n.slow.Unlock()
+	if n.opened != nil {
+		n.opened.state.Add(1)
+	}
+	return n.opened
 }
 
 // remove takes a file out of the table; what the table held is the caller's to put.
@@ -96,6 +120,9 @@ func (t *fileTable) remove(id uint64) *file {
 	f := s.m[id]
 	delete(s.m, id)
 	s.mu.Unlock()
+	if f != nil {
+		f.unlink()
+	}
 	return f
 }
 
@@ -107,6 +134,7 @@ func (t *fileTable) clear() {
 		s.m = map[uint64]*file{}
 		s.mu.Unlock()
 		for _, f := range old {
+			f.unlink()
 			f.put()
 		}
 	}

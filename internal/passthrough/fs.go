@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -25,14 +24,13 @@ type FS struct {
 	fds    *fdCache
 	files  *fileTable
 
-	handles atomic.Bool                // export handles work on the root's file system
 	flushes flushes                    // which file systems have work to do when a descriptor is closed
 	old     struct{ read, write bool } // preadv2(2) or pwritev2(2) is refused
 
-	mounts struct { // ordinary descriptors, one a mount, which handles are relative to
-		sync.RWMutex
-		fd map[uint64]int
-	}
+	mounts     mounts
+	anchoring  anchoring
+	background background
+	stale      atomic.Int64 // requests that named an inode which nothing leads to any more
 
 	flags   atomic.Uint64 // negotiated
 	changes changes
@@ -48,11 +46,8 @@ type FS struct {
 
 var _ fuse.Filesystem = (*FS)(nil)
 
-// Limits on what is kept besides inodes.
-const (
-	maxBudget = 1 << 16
-	maxMounts = 64
-)
+// maxBudget is the most descriptors that are kept for inodes if no budget is given.
+const maxBudget = 1 << 16
 
 // New makes a file system of the directory rootFD (O_PATH, or any descriptor). procSelfFD is an O_PATH descriptor of this
 // process's /proc/self/fd. Both stay the caller's, and have to stay open. The process's umask becomes 0: a guest says itself
@@ -88,8 +83,16 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	fs.nodes = newTable(fs.fds)
 	fs.nodes.slots.shrunk = cfg.Shrunk
 	fs.files = newFileTable()
-	fs.mounts.fd = map[uint64]int{}
-	fs.fds.keepable = fs.keepable
+	fs.mounts.m, fs.mounts.rootFD = map[uint64]*submount{}, -1
+	fs.fds.again = func(n *inode) reopening {
+		var buf sys.HandleBuffer
+		return fs.canReopen(n, &buf)
+	}
+	fs.fds.expel = func(n *inode) {
+		if fd := fs.nodes.remove(n, true); fd >= 0 {
+			sys.Close(fd)
+		}
+	}
 	ttl := cfg.Cache.timeout()
 	fs.ttl.sec, fs.ttl.nsec = uint64(ttl/1e9), uint32(ttl%1e9)
 
@@ -97,7 +100,9 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	if e := sys.FStatx(rootFD, identityMask, &st); e != 0 {
 		return nil, fmt.Errorf("read the shared directory's attributes: %w", e)
 	}
-	fs.root = &inode{identity: identify(&st), id: fuseabi.RootID}
+	fs.root = newInode(identify(&st), nil, nil)
+	fs.root.id = fuseabi.RootID
+	fs.mounts.root = fs.root.mnt
 	if !fs.root.isDir() {
 		return nil, fmt.Errorf("share a directory: %w", unix.ENOTDIR)
 	}
@@ -109,7 +114,7 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	fs.probeVectors()
 	if cfg.InodeFileHandles != HandlesNever {
 		if err := fs.probeHandles(); err == nil {
-			fs.handles.Store(true)
+			fs.log.Debug("files are found again by export handle")
 		} else if cfg.InodeFileHandles == HandlesMandatory {
 			return nil, fmt.Errorf("open the shared directory by export handle: %w; give the daemon CAP_DAC_READ_SEARCH (--modcaps=+dac_read_search) or use --inode-file-handles=prefer", err)
 		} else {
@@ -125,12 +130,11 @@ func (fs *FS) probeHandles() error {
 	if e != 0 {
 		return fmt.Errorf("open it: %w", e)
 	}
-	var h sys.ExportHandle
-	var mount int32
-	e = sys.NameToHandle(fd, nil, &h, &mount)
+	var buf sys.HandleBuffer
+	h, e := sys.NameToHandle(fd, nil, &buf)
 	if e == 0 {
 		var again int
-		if again, e = sys.OpenByHandle(fd, &h, unix.O_PATH); e == 0 {
+		if again, e = sys.OpenByHandle(fd, h, unix.O_PATH); e == 0 {
 			sys.Close(again)
 		}
 	}
@@ -138,7 +142,7 @@ func (fs *FS) probeHandles() error {
 		sys.Close(fd)
 		return e
 	}
-	fs.mounts.fd[fs.root.mnt] = fd
+	fs.mounts.rootFD = fd
 	return nil
 }
 
@@ -222,13 +226,9 @@ func (fs *FS) Interrupt(queue int) {
 // Close gives back the descriptors that the file system opened for itself. No thread may use it any more.
 func (fs *FS) Close() error {
 	fs.lookout.close()
+	fs.background.close()
 	fs.Reset()
-	fs.mounts.Lock()
-	defer fs.mounts.Unlock()
-	for _, fd := range fs.mounts.fd {
-		sys.Close(fd)
-	}
-	clear(fs.mounts.fd)
+	fs.closeMounts()
 	return nil
 }
 
@@ -238,11 +238,12 @@ type Stats struct {
 	CachedFDs         int64 // O_PATH descriptors
 	Budget            int64 // how many of those there should be at most
 	Evictions         int64 // descriptors closed because of the budget
+	Stale             int64 // requests that named an inode which nothing led to any more
 }
 
 // Stats reads the figures.
 func (fs *FS) Stats() Stats {
-	return Stats{fs.nodes.len(), fs.files.len(), fs.fds.open.Load(), fs.fds.budget(), fs.fds.evictions.Load()}
+	return Stats{fs.nodes.len(), fs.files.len(), fs.fds.open.Load(), fs.fds.budget(), fs.fds.evictions.Load(), fs.stale.Load()}
 }
 
 // fdName writes a descriptor's number and a NUL to buf and returns its start.

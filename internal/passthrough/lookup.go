@@ -11,43 +11,18 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// walkLeast is how many directories have to have been found and gone into, one in the other, before the next name is taken for one.
-const walkLeast = 2
-
-// walk is what a thread knows of a guest that goes down a path which it does not know yet.
-type walk struct {
-	found uint64 // what the last LOOKUP found
-	held  bool   // its descriptor was opened on that occasion
-	steps int    // how many LOOKUPs in a row were in what the one before had found, and that had no descriptor
-}
-
 // Lookup implements fuse.Thread.
 func (t *thread) Lookup(parent uint64, name fuse.Name, out *fuseabi.EntryOut) unix.Errno {
 	if name.Dots() {
 		return t.lookupDots(parent, name, out)
 	}
-	p, fd := t.fs.nodes.get(parent)
-	w := &t.walk
-	if parent == w.found && (fd < 0 || w.held) {
-		w.steps++
-	} else {
-		w.steps = 0
-	}
-	w.found, w.held = 0, false
-	p, fd, e := t.openedDir(p, fd)
+	p, fd, e := t.dir(parent)
 	if e != 0 {
 		return e
 	}
-	if w.steps < walkLeast {
-		e = t.lookup(p, fd, name, out)
-	} else {
-		e = t.lookupOpen(p, fd, name, out)
-	}
+	e = t.lookup(p, fd, name, out)
 	t.tells(p)
 	t.put(p)
-	if e == 0 {
-		w.found = out.NodeId
-	}
 	return e
 }
 
@@ -59,71 +34,128 @@ func (t *thread) tells(n *inode) {
 	}
 }
 
-// lookupOpen is lookup of what will be gone into next, most probably: it is opened at once, where lookup would look at it, and whoever comes
-// next would open it and look again whether it is the same.
-func (t *thread) lookupOpen(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
-	fd, e := sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
-	switch e {
-	case 0:
-	case unix.ENOENT:
-		return e
-	default: // there may be no descriptors left
-		return t.lookup(p, pfd, name, out)
-	}
-	if e = sys.FStatx(fd, identityMask, &t.st); e == 0 {
-		e = t.known(p, pfd, name, 0, out)
-	}
-	if e == 0 { // the guest may have forgotten it already, and its number mean another file
-		if n, have := t.fs.nodes.get(out.NodeId); n != nil {
-			if have < 0 && n.identity == identify(&t.st) {
-				t.walk.held = t.fs.publish(n, fd) == fd
-				fd = -1
-			}
-			t.put(n)
-		}
-	}
-	if fd >= 0 {
-		sys.Close(fd)
-	}
-	return e
-}
-
 // lookup looks name up in directory p, whose descriptor is pfd, and adds a lookup to what it finds.
 func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
+	if t.fresh { // so will this one be, most probably: it is opened at once, instead of looked at and then opened
+		return t.discover(p, pfd, name, out)
+	}
 	if e := sys.Statx(pfd, &name[0], unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st); e != 0 {
 		return e
 	}
-	return t.known(p, pfd, name, 0, out)
+	n, is := t.fs.nodes.find(identify(&t.st))
+	if is != yes || !n.anchored() {
+		if is == yes {
+			t.Forget(n.id, 1)
+		}
+		return t.discover(p, pfd, name, out)
+	}
+	t.met(n, p, name)
+	t.entry(n, p, out)
+	return 0
 }
 
-// known is lookup of a name whose attributes are in t.st, seen at that time, or just now if that is 0. It fails with ESTALE where something has
-// come to pass since.
-func (t *thread) known(p *inode, pfd int, name []byte, when time.Duration, out *fuseabi.EntryOut) unix.Errno {
+// discover is lookup of a file that the guest does not know, or that is known by name only: it gets a way to it that holds whatever becomes of its
+// name.
+func (t *thread) discover(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
+	t.fresh = false
+	fd, e := sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if (e == unix.EMFILE || e == unix.ENFILE) && t.relieve() {
+		fd, e = sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	}
+	if e != 0 {
+		return e
+	}
+	if e := sys.FStatx(fd, identityMask, &t.st); e != 0 {
+		sys.Close(fd)
+		return e
+	}
 	id := identify(&t.st)
-	n := t.fs.nodes.find(id)
-	if n != nil && when != 0 && !n.tell(when) {
+	if id.mnt != p.mnt {
+		t.fs.crossed(id.mnt, p, name, fd)
+	}
+	n, is := t.fs.nodes.find(id)
+	var h *sys.ExportHandle
+	if is == unsure || t.fs.cfg.InodeFileHandles != HandlesNever {
+		h = t.fs.handleOf(id.mnt, fd, nil, &t.handle)
+	}
+	if is == unsure && h.Equal(n.handle.Load()) && t.fs.nodes.confirm(n) {
+		is = yes
+	}
+	if is != yes {
+		if h == nil && t.fs.cfg.InodeFileHandles == HandlesMandatory {
+			sys.Close(fd)
+			return unix.EOPNOTSUPP
+		}
+		n = newInode(id, p, name)
+		n.handle.Store(h)
+		n.state.Store(oneUser)
+		keep := h == nil || n.isDir()
+		if keep {
+			n.setFD(fd)
+		}
+		if have := t.fs.nodes.add(n); have != n { // another thread was faster
+			n, keep = have, false
+			n.use()
+		} else if keep {
+			t.fs.fds.insert(n)
+			t.fs.pins(n)
+		}
+		if !keep {
+			sys.Close(fd)
+		}
+		t.fresh = true
+	} else {
+		n.use()
+		if h != nil {
+			n.handle.CompareAndSwap(nil, h)
+		}
+		if n.anchored() && id.btime != 0 && !n.isDir() {
+			sys.Close(fd)
+		} else {
+			t.fs.publish(n, fd)
+		}
+	}
+	t.met(n, p, name)
+	t.entry(n, p, out)
+	t.put(n)
+	return 0
+}
+
+// met notes that the guest is told of a file by a name.
+func (t *thread) met(n, p *inode, name []byte) {
+	if !n.hasFD() || n.nameless.Load() {
+		n.rename(p, name)
+		t.fs.fds.named(n)
+	}
+	t.tells(n)
+}
+
+// listEntry is lookup of an entry of a list, whose attributes are in t.st, seen at that time, or just now if that is 0. A new one is known by its name
+// alone, if that is enough for a while. It fails with ESTALE where something has come to pass since: the name is to be looked up.
+func (t *thread) listEntry(p *inode, name []byte, when time.Duration, out *fuseabi.EntryOut) unix.Errno {
+	id := identify(&t.st)
+	n, is := t.fs.nodes.find(id)
+	switch {
+	case is == yes && when != 0 && !n.tell(when):
 		t.Forget(n.id, 1)
 		return unix.ESTALE
-	}
-	if n == nil {
-		n = &inode{identity: id, parent: p, name: slices.Clone(name)}
-		if t.fs.cfg.InodeFileHandles == HandlesMandatory {
-			if e := t.fs.mandatoryHandle(n, pfd); e != 0 {
-				return e
-			}
+	case is == unsure:
+		return unix.ESTALE
+	case is == no:
+		// A guest may go into a directory without asking again, and stay.
+		if id.typ == unix.S_IFDIR || id.mnt != t.fs.mounts.root || id.btime == 0 || t.fs.cfg.InodeFileHandles == HandlesMandatory {
+			return unix.ESTALE
 		}
-		n = t.fs.nodes.add(n)
+		n = t.fs.nodes.add(newInode(id, p, name))
+		if !n.anchored() {
+			t.fs.anchorLater()
+		}
 		if when != 0 {
 			n.tell(when)
 		}
-		if id.btime == 0 { // nothing but an open descriptor keeps the number from meaning another file
-			if n.use() < 0 {
-				_, _ = t.fs.fdOf(n, 0)
-			}
-			t.put(n)
-		}
-	} else if n.state.Load()&fdMask == 0 || n.nameless.Load() {
+	case !n.hasFD() || n.nameless.Load():
 		n.rename(p, name)
+		t.fs.fds.named(n)
 	}
 	if when == 0 {
 		t.tells(n)
@@ -143,10 +175,10 @@ func (t *thread) entry(n, p *inode, out *fuseabi.EntryOut) {
 	}
 }
 
-// rename notes where the file is now, if that is how it is found again.
+// rename notes where the file is now.
 func (n *inode) rename(p *inode, name []byte) {
 	n.slow.Lock()
-	if n.handle == nil && n.id != fuseabi.RootID && (n.parent != p || !slices.Equal(n.name, name)) {
+	if n.id != fuseabi.RootID && (n.parent != p || !slices.Equal(n.name, name)) {
 		n.parent, n.name = p, slices.Clone(name)
 	}
 	n.nameless.Store(false)
@@ -161,26 +193,6 @@ func (n *inode) unname(p *inode, name []byte) {
 		n.nameless.Store(true)
 	}
 	n.slow.Unlock()
-}
-
-// mandatoryHandle gives a new inode its export handle at once.
-func (fs *FS) mandatoryHandle(n *inode, pfd int) unix.Errno {
-	fd, e := sys.Openat(pfd, &n.name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if e != 0 {
-		return e
-	}
-	defer sys.Close(fd)
-	var st unix.Statx_t
-	if e := sys.FStatx(fd, identityMask, &st); e != 0 {
-		return e
-	}
-	if identify(&st) != n.identity { // replaced since it was looked at
-		return unix.ESTALE
-	}
-	if n.handle, n.mount = fs.handleOf(n.mnt, fd, n.isDir() || n.isReg()); n.handle == nil {
-		return unix.EOPNOTSUPP
-	}
-	return 0
 }
 
 // Forget implements fuse.Thread.
@@ -220,18 +232,18 @@ func (t *thread) Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno
 // call and leaves nothing open, for a guest that looks at many files once. An inode that is asked for again is worth a descriptor. The flags
 // are of synchronisation (statx(2)).
 func (t *thread) glance(n *inode, flags int) bool {
-	if n.btime == 0 || n.hot.Swap(true) { // without a birth time a number may mean another file meanwhile
+	if n.btime.Load() == 0 || n.hot.Swap(true) { // without a birth time a number may mean another file meanwhile
 		return false
 	}
 	n.slow.Lock()
-	p, name, handle := n.parent, n.name, n.handle
+	p, name := n.parent, n.name
 	n.slow.Unlock()
-	if p == nil || handle != nil {
+	if p == nil {
 		return false
 	}
 	pfd := p.use()
 	found := pfd >= 0 && sys.Statx(pfd, &name[0], flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, identityMask, &t.st) == 0 &&
-		identify(&t.st) == n.identity
+		n.is(identify(&t.st))
 	t.put(p)
 	return found
 }

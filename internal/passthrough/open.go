@@ -94,7 +94,7 @@ func (t *thread) open(n *inode, fd int, flags, openFlags uint32, out *fuseabi.Op
 	if e != 0 {
 		return e
 	}
-	opened := &file{fd: real, node: n.id, appends: appends, quiet: t.fs.quiet(n.key, real)}
+	opened := &file{fd: real, node: n.id, inode: n, appends: appends, quiet: t.fs.quiet(n.key, real)}
 	out.Fh = t.fs.files.add(opened)
 	out.OpenFlags = t.fs.fopen(flags, opened)
 	return 0

@@ -1,6 +1,9 @@
 package passthrough
 
 import (
+	"bytes"
+	"sync"
+
 	"golang.org/x/sys/unix"
 
 	"virtiofsd/internal/sys"
@@ -52,13 +55,16 @@ func (t *thread) openedDir(n *inode, fd int) (*inode, int, unix.Errno) {
 
 func (t *thread) put(n *inode) { n.drop(t.fs.fds) }
 
-// fdOf opens an inode's descriptor if it has none. The caller is a user of n.
+// fdOf opens an inode's descriptor if it has none. The caller is a user of n. An inode that nothing leads to any more is ESTALE.
 func (fs *FS) fdOf(n *inode, depth int) (int, unix.Errno) {
 	fd, e := fs.reopen(n, depth)
 	if (e == unix.EMFILE || e == unix.ENFILE) && fs.fds.relieve() {
 		fd, e = fs.reopen(n, depth)
 	}
 	if e != 0 {
+		if e == unix.ESTALE && depth == 0 {
+			fs.stale.Add(1)
+		}
 		return -1, e
 	}
 	return fs.publish(n, fd), 0
@@ -68,7 +74,7 @@ func (fs *FS) fdOf(n *inode, depth int) (int, unix.Errno) {
 // is a user of n.
 func (fs *FS) publish(n *inode, fd int) int {
 	n.slow.Lock()
-	if have := int(n.state.Load()&fdMask) - 1; have >= 0 { // somebody else was faster
+	if have := int(n.state.Load()&fdMask) - 1; have >= 0 { // another thread was faster
 		n.slow.Unlock()
 		sys.Close(fd)
 		return have
@@ -76,108 +82,158 @@ func (fs *FS) publish(n *inode, fd int) int {
 	n.setFD(fd)
 	n.slow.Unlock()
 	fs.fds.insert(n)
+	fs.pins(n)
 	return fd
 }
 
-// reopen opens the file again and checks that it is the one.
+// reopen opens the file again and checks that it is the one: by its handle, by an open file of the guest's, or by its name.
 func (fs *FS) reopen(n *inode, depth int) (int, unix.Errno) {
-	fd, e := fs.reopenFound(n, depth)
-	if e != unix.ESTALE {
-		return fd, e
+	h := n.handle.Load()
+	if h != nil {
+		if fd, e := fs.byHandle(n, h); e != unix.ESTALE {
+			return fd, e
+		}
 	}
-	if f := fs.files.of(n.id); f != nil { // whoever has it open can go on
+	if f := n.openFile(); f != nil {
 		defer f.put()
 		var name [16]byte
 		return sys.Openat(fs.proc, fdName(name[:], f.fd), unix.O_PATH, 0)
 	}
-	return -1, e
+	fd, e := fs.byName(n, depth)
+	if e == 0 && h != nil { // the handle was made of what had the name for a moment
+		var buf sys.HandleBuffer
+		n.handle.CompareAndSwap(h, fs.handleOf(n.mnt, fd, nil, &buf))
+	}
+	return fd, e
 }
 
-// reopenFound opens the file again by handle or name. No lock of n is held meanwhile: its ancestors may be needed, and they may be
-// wrong.
-func (fs *FS) reopenFound(n *inode, depth int) (int, unix.Errno) {
-	n.slow.Lock()
-	parent, name, handle, mount := n.parent, n.name, n.handle, n.mount
-	n.slow.Unlock()
-	var fd int
-	var e unix.Errno
-	switch {
-	case handle != nil:
-		fd, e = sys.OpenByHandle(int(mount), handle, unix.O_PATH|unix.O_NOFOLLOW)
-	case parent != nil && depth < maxDepth:
-		pfd, spare := parent.use(), -1
-		switch {
-		case parent.state.Load()&dead != 0:
-			// The guest has forgotten the directory, but knows the file by another name elsewhere. A descriptor that is made now is
-			// nobody's to keep.
-			if spare, e = fs.reopen(parent, depth+1); e != 0 {
-				parent.drop(fs.fds)
-				return -1, e
-			}
-			pfd = spare
-		case pfd < 0:
-			if pfd, e = fs.fdOf(parent, depth+1); e != 0 {
-				parent.drop(fs.fds)
-				return -1, e
-			}
-		}
-		fd, e = sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
-		if spare >= 0 {
-			sys.Close(spare)
-		}
-		parent.drop(fs.fds)
-	default:
-		return -1, unix.ESTALE
+// byHandle opens a file by its export handle, which tells it from others that had its number.
+func (fs *FS) byHandle(n *inode, h *sys.ExportHandle) (int, unix.Errno) {
+	mfd, e := fs.useMount(n.mnt)
+	if e != 0 {
+		return -1, lost(e)
 	}
-	switch e {
-	case 0:
-	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EACCES, unix.EPERM, unix.EIO:
-		return -1, e
-	default: // the name is gone, or leads elsewhere
-		return -1, unix.ESTALE
+	fd, e := sys.OpenByHandle(mfd, h, unix.O_PATH|unix.O_NOFOLLOW)
+	fs.doneMount(n.mnt)
+	if e != 0 {
+		return -1, lost(e)
 	}
 	var st unix.Statx_t
 	if e := sys.FStatx(fd, identityMask, &st); e != 0 {
 		sys.Close(fd)
 		return -1, e
 	}
-	if id := identify(&st); id.dev != n.dev || id.ino != n.ino || id.typ != n.typ || id.btime != n.btime {
+	if id := identify(&st); id.dev != n.dev || id.ino != n.ino || id.typ != n.typ {
 		sys.Close(fd)
 		return -1, unix.ESTALE
 	}
 	return fd, 0
 }
 
-// keepable reports whether the descriptor of n could be opened again, and prepares for that: it is asked before a cold
-// descriptor is closed.
-func (fs *FS) keepable(n *inode) bool {
-	fd := n.use()
-	defer n.drop(fs.fds)
-	if fd < 0 {
-		return true
+// byName opens a file by parent and name. No lock of n is held meanwhile: its ancestors may be needed, and they may be wrong.
+func (fs *FS) byName(n *inode, depth int) (int, unix.Errno) {
+	n.slow.Lock()
+	parent, name := n.parent, n.name
+	n.slow.Unlock()
+	if parent == nil {
+		return -1, unix.ESTALE
 	}
-	if n.state.Load()&dead != 0 {
-		return false
+	if depth == maxDepth { // a circle: nobody is to go round in it again
+		n.unname(parent, name)
+		return -1, unix.ESTALE
 	}
-	var st unix.Statx_t
-	if sys.FStatx(fd, unix.STATX_NLINK, &st) != 0 || st.Nlink == 0 {
-		return false
-	}
-	if !n.slow.TryLock() {
-		return false
-	}
-	defer n.slow.Unlock()
-	if n.handle != nil {
-		return true
-	}
-	if fs.handles.Load() {
-		if h, mount := fs.handleOf(n.mnt, fd, n.isDir() || n.isReg()); h != nil {
-			n.handle, n.mount = h, mount
-			return true
+	pfd, spare := parent.use(), -1
+	defer parent.drop(fs.fds)
+	if pfd < 0 {
+		var e unix.Errno
+		if parent.state.Load()&dead != 0 {
+			// The guest has forgotten the directory, but knows the file by another name elsewhere. A descriptor that is made now is
+			// nobody's to keep.
+			spare, e = fs.reopen(parent, depth+1)
+			pfd = spare
+		} else {
+			pfd, e = fs.fdOf(parent, depth+1)
+		}
+		if e != 0 {
+			return -1, e
 		}
 	}
-	p := n.parent
-	if p == nil {
+	fd, e := sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if spare >= 0 {
+		sys.Close(spare)
+	}
+	if e != 0 {
+		return -1, lost(e)
+	}
+	var st unix.Statx_t
+	if e := sys.FStatx(fd, identityMask, &st); e != 0 {
+		sys.Close(fd)
+		return -1, e
+	}
+	if !n.is(identify(&st)) {
+		sys.Close(fd)
+		return -1, unix.ESTALE
+	}
+	return fd, 0
+}
+
+// lost is what a failure to find a file again means: ESTALE, unless it says nothing of the file.
+func lost(e unix.Errno) unix.Errno {
+	switch e {
+	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EACCES, unix.EPERM, unix.EIO:
+		return e
+	}
+	return unix.ESTALE
+}
+
+// pathBuffers have room for two paths.
+var pathBuffers = sync.Pool{New: func() any { return new([2][unix.PathMax]byte) }}
+
+// canReopen reports whether the descriptor of n could be opened again, and prepares for that: it is asked before a cold descriptor is closed. It
+// asks no file system for anything, which might be on a server that does not answer.
+func (fs *FS) canReopen(n *inode, buf *sys.HandleBuffer) reopening {
+	fd := n.use()
+	defer n.drop(fs.fds)
+	if fd < 0 || n.state.Load()&dead != 0 {
+		return cannotTell
+	}
+	if f := n.openFile(); f != nil {
+		f.put()
+		return possible
+	}
+	var st unix.Statx_t
+	var none byte
+	if sys.Statx(fd, &none, unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK, &st) != 0 {
+		return cannotTell
+	}
+	if st.Nlink == 0 {
+		return unlinked
+	}
+	if n.handle.Load() != nil {
+		return possible
+	}
+	if h := fs.handleOf(n.mnt, fd, nil, buf); h != nil {
+		n.handle.CompareAndSwap(nil, h)
+		return possible
+	}
+	if !n.slow.TryLock() {
+		return cannotTell
+	}
+	p, name := n.parent, n.name
+	n.slow.Unlock()
+	if p == nil || n.btime.Load() == 0 || !fs.stillNamed(fd, p, name) {
+		return impossible
+	}
+	return possible
+}
+
+// stillNamed reports whether a descriptor's file is in directory p by that name, as far as the kernel knows without asking a file system.
+func (fs *FS) stillNamed(fd int, p *inode, name []byte) bool {
+	bufs := pathBuffers.Get().(*[2][unix.PathMax]byte)
+	defer pathBuffers.Put(bufs)
+	path := fs.pathOf(fd, bufs[0][:])
+	dir, found := bytes.CutSuffix(path, name[:len(name)-1])
+	if dir, found = bytes.CutSuffix(dir, []byte("/")); !found {
 		return false
 	}
 	pfd := p.use()
@@ -188,41 +244,16 @@ func (fs *FS) keepable(n *inode) bool {
 	if pfd < 0 { // not worth opening it: most names stay true
 		return true
 	}
-	if sys.Statx(pfd, &n.name[0], unix.AT_SYMLINK_NOFOLLOW, identityMask, &st) != 0 {
-		return false
-	}
-	id := identify(&st)
-	return id.dev == n.dev && id.ino == n.ino
+	above := fs.pathOf(pfd, bufs[1][:])
+	return bytes.Equal(dir, bytes.TrimSuffix(above, []byte("/")))
 }
 
-// handleOf makes an export handle of a descriptor, and finds the mount to open it at.
-func (fs *FS) handleOf(mnt uint64, fd int, openable bool) (*sys.ExportHandle, int32) {
-	fs.mounts.RLock()
-	mfd, ok := fs.mounts.fd[mnt]
-	count := len(fs.mounts.fd)
-	fs.mounts.RUnlock()
-	if !ok {
-		if !openable || count >= maxMounts {
-			return nil, -1
-		}
-		var name [16]byte
-		var e unix.Errno
-		if mfd, e = sys.Openat(fs.proc, fdName(name[:], fd), unix.O_RDONLY|unix.O_NONBLOCK, 0); e != 0 {
-			return nil, -1
-		}
-		fs.mounts.Lock()
-		if have, raced := fs.mounts.fd[mnt]; raced {
-			sys.Close(mfd)
-			mfd = have
-		} else {
-			fs.mounts.fd[mnt] = mfd
-		}
-		fs.mounts.Unlock()
+// pathOf is where the kernel says that a descriptor's file is; empty where it does not.
+func (fs *FS) pathOf(fd int, buf []byte) []byte {
+	var name [16]byte
+	n, e := sys.Readlinkat(fs.proc, fdName(name[:], fd), buf)
+	if e != 0 || n == len(buf) {
+		return nil
 	}
-	h := &sys.ExportHandle{}
-	var mount int32
-	if sys.NameToHandle(fd, nil, h, &mount) != 0 {
-		return nil, -1
-	}
-	return h, int32(mfd)
+	return buf[:n]
 }

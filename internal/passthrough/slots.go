@@ -166,6 +166,22 @@ func (s *slots) remove(n *inode) bool {
 	return true
 }
 
+// chunk calls f for each inode of a chunk of a shard, and reports whether the shard has more chunks behind it.
+func (s *slots) chunk(shard, i int, f func(*inode)) (more bool) {
+	p := s.shard[shard].chunks.Load()
+	if p == nil || i >= len(*p) {
+		return false
+	}
+	if c := (*p)[i].Load(); c != nil {
+		for k := range c.slot {
+			if n := c.slot[k].Load(); n != nil {
+				f(n)
+			}
+		}
+	}
+	return i+1 < len(*p)
+}
+
 // clear makes all but the root unknown, and returns them.
 func (s *slots) clear() (all []*inode) {
 	for i := range s.shard {

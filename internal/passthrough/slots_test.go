@@ -138,7 +138,7 @@ func TestInodesGoWhileTheyAreFound(t *testing.T) {
 		})
 	}
 	for i := range 20_000 {
-		n := &inode{identity: identity{key: key{ino: uint64(i)}}}
+		n := &inode{key: key{ino: uint64(i)}}
 		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
 		require.NoError(t, err)
 		n.state.Store(oneUser)

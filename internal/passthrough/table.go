@@ -59,48 +59,61 @@ func (t *table) get(id uint64) (n *inode, fd int) {
 	return n, n.use()
 }
 
-// same reports whether n is the file that was seen. An open descriptor keeps the inode number from being used again; without,
-// birth times tell.
-func (n *inode) same(id identity) bool {
-	return n.typ == id.typ && (n.btime == id.btime || n.state.Load()&fdMask != 0)
-}
-
-// find finds an inode by identity and adds a lookup.
-func (t *table) find(id identity) *inode {
+// find finds an inode by identity, and adds a lookup if it is the file for sure. Otherwise it is for the caller to compare export handles, and
+// to call confirm.
+func (t *table) find(id identity) (*inode, whether) {
 	s := t.keyShard(id.key)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	n := s.m[id.key]
-	if n != nil && n.same(id) {
-		n.nlookup.Add(1)
-	} else {
-		n = nil
+	if n == nil {
+		return nil, no
 	}
-	s.mu.Unlock()
-	return n
+	is := n.same(id)
+	switch is {
+	case no:
+		return nil, no
+	case yes:
+		n.nlookup.Add(1)
+	}
+	return n, is
 }
 
-// peek finds an inode by identity and makes the caller a user of it.
+// confirm adds a lookup to what find was unsure of, and reports whether that is still known.
+func (t *table) confirm(n *inode) bool {
+	s := t.keyShard(n.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m[n.key] != n {
+		return false
+	}
+	n.nlookup.Add(1)
+	return true
+}
+
+// peek finds an inode by identity, for sure, and makes the caller a user of it.
 func (t *table) peek(id identity) (n *inode, fd int) {
 	s := t.keyShard(id.key)
 	s.mu.Lock()
-	if n = s.m[id.key]; n != nil && n.same(id) {
-		fd = n.use()
-	} else {
-		n = nil
+	defer s.mu.Unlock()
+	if n = s.m[id.key]; n == nil || n.same(id) != yes {
+		return nil, -1
 	}
-	s.mu.Unlock()
-	return n, fd
+	return n, n.use()
 }
 
-// add puts n into the table with one lookup, unless the file is there already: then that inode gets the lookup and is
+// add puts n, which was just seen, into the table with one lookup, unless the file is there already: then that inode gets the lookup and is
 // returned.
 func (t *table) add(n *inode) *inode {
 	s := t.keyShard(n.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old := s.m[n.key]; old != nil && old.same(n.identity) {
-		old.nlookup.Add(1)
-		return old
+	if old := s.m[n.key]; old != nil {
+		is := old.same(identity{n.key, n.btime.Load(), n.typ})
+		if is == yes || is == unsure && old.handle.Load().Equal(n.handle.Load()) {
+			old.nlookup.Add(1)
+			return old
+		}
 	}
 	n.nlookup.Store(1)
 	t.slots.put(n)
@@ -132,9 +145,14 @@ func (t *table) forget(id, count uint64) int {
 		}
 		break
 	}
+	return t.remove(n, false)
+}
+
+// remove takes an inode out that has no lookups left, or whatever it has. It returns a descriptor that the caller has to close, or -1.
+func (t *table) remove(n *inode, anyway bool) int {
 	s := t.keyShard(n.key)
 	s.mu.Lock()
-	if n.nlookup.Load() != 0 { // looked up again meanwhile
+	if n.nlookup.Load() != 0 && !anyway { // looked up again meanwhile
 		s.mu.Unlock()
 		return -1
 	}

@@ -31,7 +31,8 @@ type thread struct {
 	iov      []unix.Iovec
 	names    []byte
 	list     []byte // names of attributes; nil before there are any
-	walk     walk
+	handle   sys.HandleBuffer
+	fresh    bool             // the last name looked up was new to the guest
 	closing  [mostClosing]int // descriptors that nobody needs any more
 	unneeded int              // how many those are
 	listed   uint64           // handle of the directory that was read last, 0 for none

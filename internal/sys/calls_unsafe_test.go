@@ -41,11 +41,11 @@ func TestErrorsAreTheKernels(t *testing.T) {
 		off   int64
 		lk    unix.Flock_t
 		times [2]unix.Timespec
-		h     sys.ExportHandle
-		mount int32
+		h     sys.HandleBuffer
 		call  sys.SeccompCall
 	)
 	second := func(_ int, e unix.Errno) unix.Errno { return e }
+	_, noHandle := sys.NameToHandle(bad, x, &h)
 	for what, e := range map[string]unix.Errno{
 		"preadv2":         second(sys.Preadv2(bad, nil, 0, 0)),
 		"pwritev2":        second(sys.Pwritev2(bad, nil, 0, 0)),
@@ -79,7 +79,7 @@ func TestErrorsAreTheKernels(t *testing.T) {
 		"faccessat2":      sys.Faccessat2(bad, x, 0, 0),
 		"getdents64":      second(sys.Getdents64(bad, buf[:])),
 		"fstatfs":         sys.Fstatfs(bad, &fs),
-		"name_to_handle":  sys.NameToHandle(bad, x, &h, &mount),
+		"name_to_handle":  noHandle,
 		"receive":         sys.SeccompReceive(bad, &call),
 		"continue":        sys.SeccompContinue(bad, 1),
 	} {
@@ -131,14 +131,19 @@ func TestDescriptorsAreClosedOnExec(t *testing.T) {
 	assert.Zero(t, sys.Close(how))
 
 	// By its handle, which is the same by its name and by its descriptor.
-	var byName, byFD sys.ExportHandle
-	var mount, mount2 int32
-	require.Zero(t, sys.NameToHandle(dir, name("f"), &byName, &mount))
-	require.Zero(t, sys.NameToHandle(fd, nil, &byFD, &mount2))
-	assert.Equal(t, byName, byFD)
-	assert.Equal(t, mount, mount2)
-	assert.Positive(t, byName.Bytes)
-	again, e := sys.OpenByHandle(dir, &byName, unix.O_RDONLY)
+	var handle sys.HandleBuffer
+	byName, e := sys.NameToHandle(dir, name("f"), &handle)
+	require.Zero(t, e)
+	byFD, e := sys.NameToHandle(fd, nil, &handle)
+	require.Zero(t, e)
+	ofDir, e := sys.NameToHandle(dir, nil, &handle)
+	require.Zero(t, e)
+	assert.True(t, byName.Equal(byFD))
+	assert.False(t, byName.Equal(ofDir))
+	assert.False(t, byName.Equal(nil))
+	var noHandle *sys.ExportHandle
+	assert.False(t, noHandle.Equal(nil), "none is of no file")
+	again, e := sys.OpenByHandle(dir, byName, unix.O_RDONLY)
 	require.Zero(t, e)
 	assert.True(t, closed(again))
 	var a, b unix.Stat_t
@@ -146,14 +151,19 @@ func TestDescriptorsAreClosedOnExec(t *testing.T) {
 	require.Zero(t, sys.Fstat(again, &b))
 	assert.Equal(t, a.Ino, b.Ino)
 	assert.Zero(t, sys.Close(again))
-	write, e := sys.OpenByHandle(dir, &byName, unix.O_WRONLY)
+	write, e := sys.OpenByHandle(dir, byName, unix.O_WRONLY)
 	require.Zero(t, e)
 	flags, err = unix.FcntlInt(uintptr(write), unix.F_GETFL, 0)
 	require.NoError(t, err)
 	assert.Equal(t, unix.O_WRONLY, flags&unix.O_ACCMODE)
 	assert.Zero(t, sys.Close(write))
-	gone := sys.ExportHandle{Bytes: byName.Bytes, Type: byName.Type}
-	none, e := sys.OpenByHandle(dir, &gone, unix.O_RDONLY)
+	fresh, e := sys.Openat(dir, name("gone"), unix.O_CREAT|unix.O_RDWR, 0o600)
+	require.Zero(t, e)
+	gone, e := sys.NameToHandle(fresh, nil, &handle)
+	require.Zero(t, e)
+	require.Zero(t, sys.Close(fresh))
+	require.Zero(t, sys.Unlinkat(dir, name("gone"), 0))
+	none, e := sys.OpenByHandle(dir, gone, unix.O_RDONLY)
 	assert.Equal(t, []int{-1, int(unix.ESTALE)}, []int{none, int(e)})
 	assert.Zero(t, sys.Close(fd))
 }

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"bytes"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,22 +10,47 @@ import (
 // MaxHandleSize is the most bytes that an export handle has (MAX_HANDLE_SZ).
 const MaxHandleSize = 128
 
-// ExportHandle is struct file_handle with room for the longest handle. The zero value is ready for use.
+// ExportHandle is a struct file_handle of the length that its file system needs. It is made by NameToHandle alone.
 type ExportHandle struct {
-	Bytes uint32
-	Type  int32
-	Data  [MaxHandleSize]byte
+	bytes uint32
+	typ   int32
+	// The handle's bytes follow.
 }
 
-// NameToHandle is name_to_handle_at(2). With name nil it makes the handle of dirfd itself.
-func NameToHandle(dirfd int, name *byte, h *ExportHandle, mount *int32) unix.Errno {
+const handleHead = unsafe.Sizeof(ExportHandle{})
+
+// HandleBuffer is room for the longest export handle. The zero value is ready for use.
+type HandleBuffer struct {
+	head  ExportHandle
+	data  [MaxHandleSize]byte
+	mount int32
+}
+
+// data is the handle with its head.
+func (h *ExportHandle) data() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(h)), handleHead+uintptr(h.bytes))
+}
+
+// Equal reports whether two handles are of the same file of one file system.
+func (h *ExportHandle) Equal(other *ExportHandle) bool {
+	return h != nil && other != nil && bytes.Equal(h.data(), other.data())
+}
+
+// NameToHandle is name_to_handle_at(2). With name nil it makes the handle of dirfd itself. The buffer is scratch memory.
+func NameToHandle(dirfd int, name *byte, buf *HandleBuffer) (*ExportHandle, unix.Errno) {
 	flags := 0
 	if name == nil {
 		name, flags = &empty[0], unix.AT_EMPTY_PATH
 	}
-	h.Bytes = MaxHandleSize
-	_, e := call(unix.SYS_NAME_TO_HANDLE_AT, uintptr(dirfd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(h)), uintptr(unsafe.Pointer(mount)), uintptr(flags), 0)
-	return e
+	buf.head.bytes = MaxHandleSize
+	_, e := call(unix.SYS_NAME_TO_HANDLE_AT, uintptr(dirfd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&buf.head)), uintptr(unsafe.Pointer(&buf.mount)), uintptr(flags), 0)
+	if e != 0 {
+		return nil, e
+	}
+	src := buf.head.data()
+	own := make([]uint32, (len(src)+3)/4)
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&own[0])), len(src)), src)
+	return (*ExportHandle)(unsafe.Pointer(&own[0])), 0
 }
 
 // OpenByHandle is open_by_handle_at(2); mountfd is an ordinary (not O_PATH) descriptor of anything on the file system.

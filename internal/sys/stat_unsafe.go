@@ -97,7 +97,12 @@ func Symlinkat(target *byte, dirfd int, name *byte) unix.Errno {
 
 // Readlink is readlinkat(2) of an O_PATH descriptor of a symbolic link.
 func Readlink(fd int, buf []byte) (int, unix.Errno) {
-	n, e := call(unix.SYS_READLINKAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0, 0)
+	return Readlinkat(fd, &empty[0], buf)
+}
+
+// Readlinkat is readlinkat(2).
+func Readlinkat(dirfd int, name *byte, buf []byte) (int, unix.Errno) {
+	n, e := call(unix.SYS_READLINKAT, uintptr(dirfd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0, 0)
 	return int(n), e
 }
 
