@@ -419,6 +419,17 @@ func TestHolesCopiesAndSpace(t *testing.T) {
 	in.Flags = 1
 	_, e = want[fuseabi.WriteOut](g, fuseabi.OpCopyFileRange, f.NodeId, &in, nil)
 	assert.Equal(t, unix.EINVAL, e)
+	// Of a long range a part is copied, so that nobody has to wait for all of it.
+	require.NoError(t, os.Truncate(filepath.Join(g.dir, "copy"), 65<<20))
+	long, e := g.create(root, "long", unix.O_RDWR, 0o644, 0)
+	require.Zero(t, e)
+	in = fuseabi.CopyFileRangeIn{FhIn: c.Fh, NodeIdOut: long.NodeId, FhOut: long.Fh, Len: 1 << 40}
+	for _, part := range []uint64{64 << 20, 1 << 20, 0} {
+		w64, e = want[fuseabi.CopyFileRangeOut](g, fuseabi.OpCopyFileRange64, c.NodeId, &in, nil)
+		require.Zero(t, e)
+		assert.EqualValues(t, part, w64.BytesCopied)
+		in.OffIn, in.OffOut = in.OffIn+part, in.OffOut+part
+	}
 	for _, op := range []fuseabi.Opcode{fuseabi.OpFsync, fuseabi.OpFsync} {
 		_, e = call(g, op, f.NodeId, &fuseabi.FsyncIn{Fh: f.Fh}, nil, 0)
 		assert.Zero(t, e)

@@ -289,6 +289,10 @@ func (t *thread) Lseek(in *fuseabi.LseekIn, out *fuseabi.LseekOut) unix.Errno {
 	return e
 }
 
+// mostCopied is how much one COPY_FILE_RANGE copies, which is as much as the guest asks for: up to 2 GiB in one system call, for whose end
+// a ring that stops has to wait. Callers go on with the rest, and where blocks are shared, that is so for a part as well.
+const mostCopied = 64 << 20
+
 // CopyFileRange implements fuse.Thread.
 func (t *thread) CopyFileRange(in *fuseabi.CopyFileRangeIn) (uint64, unix.Errno) {
 	if t.fs.cfg.Readonly {
@@ -309,5 +313,5 @@ func (t *thread) CopyFileRange(in *fuseabi.CopyFileRangeIn) (uint64, unix.Errno)
 	}
 	defer t.restore()
 	t.offIn, t.offOut = int64(in.OffIn), int64(in.OffOut)
-	return sys.CopyFileRange(src.fd, &t.offIn, dst.fd, &t.offOut, in.Len, uint32(in.Flags))
+	return sys.CopyFileRange(src.fd, &t.offIn, dst.fd, &t.offOut, min(in.Len, mostCopied), uint32(in.Flags))
 }
