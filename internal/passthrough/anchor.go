@@ -10,9 +10,10 @@ import (
 )
 
 // Files that a guest was told of by READDIRPLUS are known by parent and name at first: most are never used, and a way to each would take longer
-// than the listing. They get one soon afterwards, some at a time, so that the guest's requests are not held up.
+// than the listing. They get one when the guest lists no more, some at a time, so that its requests are not held up.
 const (
-	anchorSoon  = 3 * time.Millisecond // after the first of them was listed
+	anchorSoon  = 20 * time.Millisecond // after the last of them was listed
+	anchorLate  = time.Second           // after the first was, at most
 	anchorPause = time.Millisecond
 	anchorStep  = 64   // files
 	anchorLook  = 4096 // numbers of inodes
@@ -20,27 +21,40 @@ const (
 
 // anchoring is the work that is left of it.
 type anchoring struct {
-	wanted atomic.Bool // there may be files without a way to them
-	shard  int         // where it goes on: a shard of the slots, and a chunk of that
+	wanted atomic.Bool  // there may be files without a way to them
+	listed atomic.Int64 // when the last of them was listed
+	first  time.Duration
+	shard  int // where it goes on: a shard of the slots, and a chunk of that
 	chunk  int
 }
 
 // anchorLater has files looked for that have only a name.
 func (fs *FS) anchorLater() {
-	if !fs.anchoring.wanted.Load() && !fs.anchoring.wanted.Swap(true) {
+	a, now := &fs.anchoring, sys.Clock()
+	a.listed.Store(int64(now))
+	if !a.wanted.Load() && !a.wanted.Swap(true) {
 		fs.background.after(anchorSoon, func() {
-			fs.anchoring.shard, fs.anchoring.chunk = 0, 0
-			fs.anchorSome()
+			a.first = now
+			fs.anchorNow()
 		})
 	}
+}
+
+// anchorNow begins with the work, unless the guest is still listing.
+func (fs *FS) anchorNow() {
+	a, now := &fs.anchoring, sys.Clock()
+	if now-time.Duration(a.listed.Load()) < anchorSoon && now-a.first < anchorLate {
+		fs.background.after(anchorSoon, fs.anchorNow)
+		return
+	}
+	a.wanted.Store(false) // what is listed from now on is for the next time
+	a.shard, a.chunk = 0, 0
+	fs.anchorSome()
 }
 
 // anchorSome gives some files a way to them that does not depend on their names.
 func (fs *FS) anchorSome() {
 	a := &fs.anchoring
-	if a.shard == 0 && a.chunk == 0 {
-		a.wanted.Store(false) // what is listed from now on is for the next time
-	}
 	var buf sys.HandleBuffer
 	found, looked := 0, 0
 	for a.shard < slotShards {
@@ -60,11 +74,6 @@ func (fs *FS) anchorSome() {
 		}
 	}
 	if a.shard < slotShards && (fs.mounts.rootFD >= 0 || fs.fds.open.Load() < fs.fds.budget()) {
-		fs.background.after(anchorPause, fs.anchorSome)
-		return
-	}
-	a.shard, a.chunk = 0, 0
-	if a.wanted.Load() {
 		fs.background.after(anchorPause, fs.anchorSome)
 	}
 }

@@ -147,6 +147,10 @@ func (t *thread) Readdir(in *fuseabi.ReadIn, plus bool, buf []byte) (int, unix.E
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer func() {
+		if t.named {
+			t.named = false
+			t.fs.anchorLater()
+		}
 		if d.held && t.fs.held.Load() > mostHeld {
 			d.drop()
 		}

@@ -147,9 +147,7 @@ func (t *thread) listEntry(p *inode, name []byte, when time.Duration, out *fusea
 			return unix.ESTALE
 		}
 		n = t.fs.nodes.add(newInode(id, p, name))
-		if !n.anchored() {
-			t.fs.anchorLater()
-		}
+		t.named = t.named || !n.anchored()
 		if when != 0 {
 			n.tell(when)
 		}

@@ -32,6 +32,7 @@ type thread struct {
 	names    []byte
 	list     []byte // names of attributes; nil before there are any
 	handle   sys.HandleBuffer
+	named    bool             // something that was listed has only a name yet
 	fresh    bool             // the last name looked up was new to the guest
 	closing  [mostClosing]int // descriptors that nobody needs any more
 	unneeded int              // how many those are
