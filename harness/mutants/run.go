@@ -185,6 +185,7 @@ func (r *Runner) build(ctx context.Context) error {
 	r.bin = filepath.Join(r.dir, r.Package.Name+".test")
 	c := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", at, "-o", r.bin, "./internal/"+r.Package.Name)
 	c.Dir = r.Root
+	c.Env = append(os.Environ(), "CGO_ENABLED=0") // as the daemon is shipped
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("build mutants of %s: %w: %s", r.Package.Name, err, out)
 	}
