@@ -302,7 +302,7 @@ func (p *parent) await(ctx context.Context, c *sandbox.Child, ended <-chan int) 
 
 func hint(s syscall.Signal) string {
 	if s == unix.SIGSYS {
-		return "a system call that the filter forbids: find it with --seccomp=log"
+		return "a system call that the daemon's filter or its caller's forbids: --seccomp=log names those of the daemon's own, the kernel's log has the number (syscall=) of any"
 	}
 	return "see the kernel's log"
 }

@@ -46,6 +46,10 @@ func compile(name, verb string, args ...string) (string, error) {
 }
 
 func TestMain(m *testing.M) {
+	if calls := os.Getenv(outerEnv); calls != "" {
+		fmt.Fprintln(os.Stderr, underFilter(calls, os.Args[1:]))
+		os.Exit(1)
+	}
 	if os.Getenv(daemon.InsiderEnv) != "" || os.Getenv(sandbox.StageEnv) != "" {
 		os.Exit(daemon.InsiderMain())
 	}

@@ -51,6 +51,9 @@ type Facts struct {
 	ShareHoldsProc bool `json:"share_holds_proc"`
 	// NoPivotRoot: pivot_root(2) is refused although the caller has the capability for it, as docker's filter does.
 	NoPivotRoot bool `json:"no_pivot_root"`
+	// Fatal are system calls for which the caller's filter ends the process.
+	Fatal    []string `json:"fatal_calls,omitempty"`
+	filtered bool
 }
 
 // Gather reads the facts of the calling process, which is to share a directory. What it cannot read counts as absent. Whether user namespaces can be made is tried, which
@@ -81,7 +84,12 @@ func Gather(share string, maps bool) (Facts, error) {
 	f.Newgidmap, _ = exec.LookPath("newgidmap")
 	f.SubUID = subIDs("/etc/subuid", f.UID)
 	f.SubGID = subIDs("/etc/subgid", f.UID)
-	f.Landlock = sys.LandlockABI()
+	if f.filtered {
+		f.Fatal = fatalCalls()
+	}
+	if !slices.Contains(f.Fatal, "landlock_create_ruleset") {
+		f.Landlock = sys.LandlockABI()
+	}
 	if st, err := os.Stat(share); err == nil {
 		for _, above := range []string{"/", "/proc"} {
 			if is, err := os.Stat(above); err == nil && os.SameFile(st, is) {
@@ -89,7 +97,9 @@ func Gather(share string, maps bool) (Facts, error) {
 			}
 		}
 	}
-	f.NoPivotRoot = f.Has(SysAdmin) && sys.PivotRootFiltered()
+	if !slices.Contains(f.Fatal, "open_tree") && !slices.Contains(f.Fatal, "pivot_root") {
+		f.NoPivotRoot = f.Has(SysAdmin) && sys.PivotRootFiltered()
+	}
 	if maps || !f.Has(SysAdmin) {
 		f.UserNamespaces = f.userNamespaces()
 	}
@@ -117,7 +127,7 @@ func (f *Facts) readStatus() error {
 		case "NoNewPrivs":
 			f.NoNewPrivs = value == "1"
 		case "Seccomp":
-			f.Seccomp = true
+			f.Seccomp, f.filtered = true, value == "2"
 		}
 	}
 	return nil

@@ -112,7 +112,10 @@ func Make(o config.Options, f Facts) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	return p, p.lockDown(o, f)
+	if err := p.lockDown(o, f); err != nil {
+		return p, err
+	}
+	return p, p.survives(f)
 }
 
 // kinds are the namespaces that mode namespace makes in any case.

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -28,8 +29,9 @@ const StageEnv = "VIRTIOFSD_STAGE"
 
 // What a process that this program started can be.
 const (
-	stageChild = "child" // the one that serves
-	stageProbe = "probe" // ends at once: that it could be started is all that was asked
+	stageChild = "child"  // the one that serves
+	stageProbe = "probe"  // ends at once: that it could be started is all that was asked
+	stageCalls = "calls-" // makes system calls, from the one named behind it on
 )
 
 const (
@@ -311,7 +313,11 @@ type Inside struct {
 func Stage() (child, probe bool) {
 	is := os.Getenv(StageEnv)
 	os.Unsetenv(StageEnv)
-	return is == stageChild, is == stageProbe
+	first, calls := strings.CutPrefix(is, stageCalls)
+	if calls {
+		makeCalls(first)
+	}
+	return is == stageChild, is == stageProbe || calls
 }
 
 // Receive waits for the parent's order. The returned context ends when the parent asks for it, and the process when the parent has gone.
