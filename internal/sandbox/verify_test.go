@@ -44,8 +44,8 @@ func TestWhatWasReachedIsComparedWithThePlan(t *testing.T) {
 	for want, change := range map[string]func(*Plan, *State){
 		"the mount namespace is the caller's":       func(_ *Plan, s *State) { s.New = []string{"user", "network"} },
 		"the user namespace is the caller's":        func(_ *Plan, s *State) { s.New = []string{"mount", "network"} },
-		"users  and groups :0":                       func(_ *Plan, s *State) { s.UIDMap = nil },
-		"and groups  are mapped":                      func(_ *Plan, s *State) { s.GIDMap = nil },
+		"users  and groups :0":                      func(_ *Plan, s *State) { s.UIDMap = nil },
+		"and groups  are mapped":                    func(_ *Plan, s *State) { s.GIDMap = nil },
 		"there are network interfaces: [lo eth0]":   func(_ *Plan, s *State) { s.Interfaces = []string{"lo", "eth0"} },
 		"there are network interfaces: []":          func(_ *Plan, s *State) { s.Interfaces = nil },
 		"user ids [1 0 0 0]":                        func(_ *Plan, s *State) { s.Thread.UID = []uint32{1, 0, 0, 0} },
