@@ -97,6 +97,9 @@ func (r *Runner) Run(ctx context.Context) error {
 		return fmt.Errorf("mutants of %s: %w", r.Package.Name, err)
 	}
 	defer os.RemoveAll(r.dir)
+	if err := os.Chmod(r.dir, 0o755); err != nil { // tests have other users, too
+		return fmt.Errorf("mutants of %s: %w", r.Package.Name, err)
+	}
 	if err := r.build(ctx); err != nil {
 		return err
 	}
@@ -204,6 +207,9 @@ func (r *Runner) program(ctx context.Context, limit time.Duration, on int, reach
 		return "", 0, 0, err
 	}
 	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", 0, 0, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, "sh", append([]string{"-c", inside, "sh", r.dir, r.bin}, args...)...)
