@@ -143,7 +143,7 @@ func (w *worker) run() {
 				continue // the leader went from a request straight out of work
 			}
 		}
-		if w.unfit || q.closed || !q.wait() {
+		if w.unfit || q.closed || q.spares >= keptSpares && q.dev.monitor.parked.Load() || !q.wait() { // one that is late is not trimmed
 			break
 		}
 	}
