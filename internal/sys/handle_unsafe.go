@@ -22,7 +22,7 @@ const handleHead = unsafe.Sizeof(ExportHandle{})
 // HandleBuffer is room for the longest export handle. The zero value is ready for use.
 type HandleBuffer struct {
 	head  ExportHandle
-	data  [MaxHandleSize]byte
+	_     [MaxHandleSize]byte
 	mount int32
 }
 
