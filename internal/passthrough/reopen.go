@@ -233,7 +233,7 @@ func (fs *FS) stillNamed(fd int, p *inode, name []byte) bool {
 	defer pathBuffers.Put(bufs)
 	path := fs.pathOf(fd, bufs[0][:])
 	dir, found := bytes.CutSuffix(path, name[:len(name)-1])
-	if dir, found = bytes.CutSuffix(dir, []byte("/")); !found {
+	if !found || !bytes.HasSuffix(dir, []byte("/")) {
 		return false
 	}
 	pfd := p.use()
@@ -245,7 +245,7 @@ func (fs *FS) stillNamed(fd int, p *inode, name []byte) bool {
 		return true
 	}
 	above := fs.pathOf(pfd, bufs[1][:])
-	return bytes.Equal(dir, bytes.TrimSuffix(above, []byte("/")))
+	return bytes.Equal(bytes.TrimSuffix(dir, []byte("/")), bytes.TrimSuffix(above, []byte("/")))
 }
 
 // pathOf is where the kernel says that a descriptor's file is; empty where it does not.
