@@ -148,6 +148,14 @@ func run(o config.Options, stdout io.Writer) error {
 	for _, n := range plan.Notes {
 		log.Warn(n)
 	}
+	if plan.Threads != nil {
+		runtime.GOMAXPROCS(1) // the threads are for those who serve
+		level := slog.LevelInfo
+		if engine(o, plan.Threads).Queues() < o.RequestQueues {
+			level = slog.LevelWarn
+		}
+		log.Log(context.Background(), level, "threads are limited: "+limits(plan.Threads, o))
+	}
 	tell, err := newReadiness(o)
 	if err != nil {
 		return err
@@ -324,6 +332,9 @@ func child() int {
 	// has to ask for.
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer stop()
+	if t := in.Plan.Threads; t != nil && t.Procs < runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(t.Procs)
+	}
 	log := newLog(o)
 	go func() {
 		for range ask {
@@ -344,7 +355,7 @@ func child() int {
 		if err != nil {
 			return err
 		}
-		s := server{Options: o, in: entered, limit: limit.Cur, listener: listener, ask: in.Stats(), log: log, ready: func() {
+		s := server{Options: o, in: entered, threads: in.Plan.Threads, limit: limit.Cur, listener: listener, ask: in.Stats(), log: log, ready: func() {
 			log.Info(entered.State.String())
 			in.Report(&entered.State, nil)
 			in.Wait(ctx)
@@ -367,7 +378,8 @@ func child() int {
 type server struct {
 	config.Options
 	in       *sandbox.Entered
-	limit    uint64 // of open files
+	limit    uint64           // of open files
+	threads  *sandbox.Threads // nil for any number
 	listener *vhostuser.Listener
 	counters *os.File        // --stats-fd's, or nil
 	ask      <-chan struct{} // for counters
@@ -382,6 +394,10 @@ func (s *server) serve(ctx context.Context) error {
 	cfg, err := fsConfig(s.Options, s.limit, s.log)
 	if err != nil {
 		return err
+	}
+	transport := s.transport()
+	if n := transport.Extras(); n > 0 {
+		cfg.LockWaits = lockWaits(n)
 	}
 	forgot := make(chan struct{}, 1)
 	cfg.Shrunk = func() {
@@ -417,10 +433,7 @@ func (s *server) serve(ctx context.Context) error {
 		} else {
 			s.listener.Close()
 		}
-		err = vhostuser.Serve(ctx, conn, b, vhostuser.Config{
-			Tag: s.Tag, MaxRequestQueues: s.RequestQueues, Workers: s.Workers(),
-			Poll: time.Duration(s.PollMicros) * time.Microsecond, Hidden: mostHidden(), Started: sandbox.Processors, Logger: s.log,
-		}, func(q vhostuser.Stats) { st.queues.Store(&q) })
+		err = vhostuser.Serve(ctx, conn, b, transport, func(q vhostuser.Stats) { st.queues.Store(&q) })
 		refuse()
 		st.left()
 		cfg.Shrunk() // what its device had
@@ -438,6 +451,33 @@ func (s *server) serve(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// transport is what the options and the plan say about the device.
+func (s *server) transport() vhostuser.Config {
+	c := engine(s.Options, s.threads)
+	c.Hidden, c.Logger = mostHidden(), s.log
+	if s.threads == nil { // otherwise Go has as many as the plan leaves it
+		c.Started = sandbox.Processors
+	}
+	return c
+}
+
+func engine(o config.Options, t *sandbox.Threads) vhostuser.Config {
+	c := vhostuser.Config{Tag: o.Tag, MaxRequestQueues: o.RequestQueues, Workers: o.Workers(), Poll: time.Duration(o.PollMicros) * time.Microsecond}
+	if t != nil {
+		c.Threads = t.Workers
+	}
+	return c
+}
+
+// lockWaits is how many requests may wait for a lock where there are so many workers beyond the queues' first ones: some are left for others.
+func lockWaits(extras int) int { return max(1, extras*3/4) }
+
+// limits says what fewer threads than could be used come to.
+func limits(t *sandbox.Threads, o config.Options) string {
+	c := engine(o, t)
+	return fmt.Sprintf("request queues are offered up to %d, and %d requests may block; %v", c.Queues(), c.Extras(), t)
 }
 
 // mostHidden is how many threads may sleep unseen by Go's scheduler: each keeps one of its processors, and is reached by a signal only.

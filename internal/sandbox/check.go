@@ -91,6 +91,9 @@ func (a Advice) String() string {
 	fmt.Fprintf(&b, "caller: uid %d, gid %d, supplementary groups %s, in %s\ncapabilities: %v\n", f.UID, f.GID,
 		orNone(strings.Trim(fmt.Sprint(f.Groups), "[]")), where, f.Effective)
 	fmt.Fprintf(&b, "kernel: Landlock version %d, system call filters %s\n", f.Landlock, map[bool]string{true: "yes", false: "no"}[f.Seccomp])
+	for _, r := range f.Rooms {
+		fmt.Fprintf(&b, "threads: %s leaves %d\n", r.By, r.Left)
+	}
 	for _, w := range a.Ways {
 		mark := "does not work"
 		switch {

@@ -45,6 +45,8 @@ func remedy(op Op, err error) string {
 		return "; new namespaces are not allowed here: run in a user namespace with capabilities, or use --sandbox=chroot or none"
 	case op == OpStart && errors.Is(err, unix.ENOSPC):
 		return "; the limit of namespaces is reached: see /proc/sys/user/"
+	case op == OpStart && errors.Is(err, unix.EAGAIN):
+		return "; there may be no more processes: raise their limit (pids.max of the cgroup, TasksMax=, ulimit -u)"
 	case op == OpStart && errors.Is(err, unix.EACCES):
 		return "; the daemon starts its own executable a second time: let its user read and execute it"
 	case op == OpMapSelf, op == OpMapTools:

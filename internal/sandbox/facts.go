@@ -49,6 +49,8 @@ type Facts struct {
 	UserNamespaces string `json:"user_namespaces"`
 	// ShareHoldsProc: the share is the root directory, by whatever name, or /proc itself.
 	ShareHoldsProc bool `json:"share_holds_proc"`
+	// Rooms are what bounds the number of threads, if anything does.
+	Rooms []Room `json:"rooms,omitempty"`
 	// NoPivotRoot: pivot_root(2) is refused although the caller has the capability for it, as docker's filter does.
 	NoPivotRoot bool `json:"no_pivot_root"`
 	// Fatal are system calls for which the caller's filter ends the process.
@@ -100,6 +102,7 @@ func Gather(share string, maps bool) (Facts, error) {
 	if !slices.Contains(f.Fatal, "open_tree") && !slices.Contains(f.Fatal, "pivot_root") {
 		f.NoPivotRoot = f.Has(SysAdmin) && sys.PivotRootFiltered()
 	}
+	f.Rooms = rooms(maps || f.UID != 0 || !f.Initial())
 	if maps || !f.Has(SysAdmin) {
 		f.UserNamespaces = f.userNamespaces()
 	}
@@ -250,6 +253,7 @@ const (
 	Setpcap       Cap = unix.CAP_SETPCAP
 	SysChroot     Cap = unix.CAP_SYS_CHROOT
 	SysAdmin      Cap = unix.CAP_SYS_ADMIN
+	SysResource   Cap = unix.CAP_SYS_RESOURCE
 	Mknod         Cap = unix.CAP_MKNOD
 	Setfcap       Cap = unix.CAP_SETFCAP
 )

@@ -61,6 +61,7 @@ type Plan struct {
 	Seccomp    string    `json:"seccomp"`
 	Handles    bool      `json:"handles"` // files may be opened by export handle
 	Tools      [2]string `json:"tools"`   // newuidmap and newgidmap
+	Threads    *Threads  `json:"threads,omitempty"`
 	// Open is what this mode leaves open: sentences for people. Notes are what else they should know of the options.
 	Open  []string `json:"open,omitempty"`
 	Notes []string `json:"notes,omitempty"`
@@ -115,7 +116,10 @@ func Make(o config.Options, f Facts) (Plan, error) {
 	if err := p.lockDown(o, f); err != nil {
 		return p, err
 	}
-	return p, p.survives(f)
+	if err := p.survives(f); err != nil {
+		return p, err
+	}
+	return p, p.threads(f)
 }
 
 // kinds are the namespaces that mode namespace makes in any case.
@@ -441,6 +445,9 @@ func (p Plan) String() string {
 	fmt.Fprintf(&b, "sandbox %s for %s\n", p.Mode, p.SharedDir)
 	for i, s := range p.Steps {
 		fmt.Fprintf(&b, "%3d. %s\n     %s\n", i+1, s.What, s.Why)
+	}
+	if p.Threads != nil {
+		fmt.Fprintf(&b, "threads: %v\n", p.Threads)
 	}
 	for _, n := range p.Open {
 		fmt.Fprintf(&b, "left open: %s\n", n)

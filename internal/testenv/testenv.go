@@ -55,6 +55,7 @@ func needs() map[string]need {
 		"units":     {probeTool("systemd-analyze"), "install the package systemd"},
 		"libvirt":   {probeLibvirt, "install the packages libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients"},
 		"hugepages": {probeHugePages, "give the kernel some: sysctl vm.nr_overcommit_hugepages=16"},
+		"pids":      {probePids, "mount a writable cgroup hierarchy with the controller pids: mount -t cgroup -o pids none /sys/fs/cgroup/pids"},
 		"c-daemon":  {probeFile(QEMUVirtiofsd), "install Debian 12's package qemu-system-common"},
 	}
 }
