@@ -297,7 +297,7 @@ func guestCases() []Case {
 			fe.Request{Op: fe.OpBatchForget, Args: body().U32(0x10000001, 0).U64(4242, 1)}, fe.Request{Op: fe.OpBatchForget, Args: body().U32(0, 0)},
 			fe.Request{Op: fe.OpBatchForget, Args: body().U32(1)})},
 		{Name: "batch-forget-endless", Rule: "a request is no larger than max_write and a header, however often its buffer is described", Attack: forgetForever},
-		{Name: "setxattr-endless", Rule: "a request is no larger than max_write and a header, however often its buffer is described", Attack: setForever},
+		{Name: "len-endless", Rule: "a request is no larger than max_write and a header, however often its buffer is described", Attack: setForever},
 		{Name: "batch-forget-root", Rule: "the root is never forgotten", Attack: oneOf(fe.Request{Op: fe.OpBatchForget, Args: body().U32(2, 0).U64(1, 1<<40, 1, 1<<40)})},
 		{Name: "read-size-max", Rule: "virtio 1.2, 5.11: the reply fits into what is writable", Attack: withFile(func(n, fh uint64) []fe.Request {
 			return []fe.Request{

@@ -490,7 +490,7 @@ func wireCases() []Case {
 			}
 			return OK, "600 slots accepted"
 		})},
-		{Name: "slots-fill-address-space", Rule: "a daemon maps no more than leaves room for itself", Attack: withMemory(func(e *Env) (Outcome, string) { return e.fill() })},
+		{Name: "region-fills-address-space", Rule: "a daemon maps no more than leaves room for itself", Attack: withMemory(func(e *Env) (Outcome, string) { return e.fill() })},
 		{Name: "slot-twice", Rule: ruleMemory, Attack: fresh(func(e *Env) (Outcome, string) {
 			r := e.Dev.Memory.Regions[0]
 			if o, d := e.tell(fe.MsgAddMemReg, fe.SingleRegion(r), r.FD); o != OK {
@@ -536,7 +536,7 @@ func wireCases() []Case {
 			_, err := e.Dev.Conn.CallU64(fe.MsgGetFeatures, nil)
 			return sayMessage(err)
 		})},
-		{Name: "ring-memory-vanished-before", Rule: "the pages of a ring go away (ftruncate of the memfd) before it starts: no SIGBUS", Attack: withMemory(func(e *Env) (Outcome, string) {
+		{Name: "ring-memory-vanishes-before-start", Rule: "the pages of a ring go away (ftruncate of the memfd) before it starts: no SIGBUS", Attack: withMemory(func(e *Env) (Outcome, string) {
 			if err := unix.Ftruncate(e.Dev.Memory.Regions[0].FD, 0); err != nil {
 				return Failed, err.Error()
 			}

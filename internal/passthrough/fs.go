@@ -84,10 +84,7 @@ func New(rootFD, procSelfFD int, cfg Config) (*FS, error) {
 	fs.nodes.slots.shrunk = cfg.Shrunk
 	fs.files = newFileTable()
 	fs.mounts.m, fs.mounts.rootFD = map[uint64]*submount{}, -1
-	fs.fds.again = func(n *inode) reopening {
-		var buf sys.HandleBuffer
-		return fs.canReopen(n, &buf)
-	}
+	fs.fds.again = fs.canReopen
 	fs.fds.expel = func(n *inode) {
 		if fd := fs.nodes.remove(n, true); fd >= 0 {
 			sys.Close(fd)

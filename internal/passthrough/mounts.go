@@ -211,13 +211,12 @@ func (fs *FS) settle() {
 	m.open = nil
 	m.mu.Unlock()
 	stay := all[:0]
-	var buf sys.HandleBuffer
 	for _, n := range all {
 		v := n.state.Load()
 		if v&fdMask == 0 || v&dead != 0 {
 			continue
 		}
-		if n.hot.Swap(false) || v&users != 0 || !fs.letGo(n, &buf) {
+		if n.hot.Swap(false) || v&users != 0 || !fs.letGo(n) {
 			stay = append(stay, n)
 		}
 	}
@@ -247,8 +246,8 @@ func (fs *FS) settle() {
 }
 
 // letGo closes the descriptor of an inode that an export handle leads back to.
-func (fs *FS) letGo(n *inode, buf *sys.HandleBuffer) bool {
-	if again := fs.canReopen(n, buf); again != possible || n.handle.Load() == nil {
+func (fs *FS) letGo(n *inode) bool {
+	if again := fs.canReopen(n); again != possible || n.handle.Load() == nil {
 		return false
 	}
 	if !n.evict() {

@@ -186,12 +186,22 @@ func lost(e unix.Errno) unix.Errno {
 	return unix.ESTALE
 }
 
-// pathBuffers have room for two paths.
-var pathBuffers = sync.Pool{New: func() any { return new([2][unix.PathMax]byte) }}
+// scratch is what canReopen needs of memory: where many descriptors are closed, they shall not leave garbage behind.
+type scratch struct {
+	st     unix.Statx_t
+	handle sys.HandleBuffer
+	none   byte // the path ""
+	number [16]byte
+	paths  [2][unix.PathMax]byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // canReopen reports whether the descriptor of n could be opened again, and prepares for that: it is asked before a cold descriptor is closed. It
 // asks no file system for anything, which might be on a server that does not answer.
-func (fs *FS) canReopen(n *inode, buf *sys.HandleBuffer) reopening {
+func (fs *FS) canReopen(n *inode) reopening {
+	mem := scratches.Get().(*scratch)
+	defer scratches.Put(mem)
 	fd := n.use()
 	defer n.drop(fs.fds)
 	if fd < 0 || n.state.Load()&dead != 0 {
@@ -201,18 +211,16 @@ func (fs *FS) canReopen(n *inode, buf *sys.HandleBuffer) reopening {
 		f.put()
 		return possible
 	}
-	var st unix.Statx_t
-	var none byte
-	if sys.Statx(fd, &none, unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK, &st) != 0 {
+	if sys.Statx(fd, &mem.none, unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_NLINK, &mem.st) != 0 {
 		return cannotTell
 	}
-	if st.Nlink == 0 {
+	if mem.st.Nlink == 0 {
 		return unlinked
 	}
 	if n.handle.Load() != nil {
 		return possible
 	}
-	if h := fs.handleOf(n.mnt, fd, nil, buf); h != nil {
+	if h := fs.handleOf(n.mnt, fd, nil, &mem.handle); h != nil {
 		n.handle.CompareAndSwap(nil, h)
 		return possible
 	}
@@ -221,17 +229,15 @@ func (fs *FS) canReopen(n *inode, buf *sys.HandleBuffer) reopening {
 	}
 	p, name := n.parent, n.name
 	n.slow.Unlock()
-	if p == nil || n.btime.Load() == 0 || !fs.stillNamed(fd, p, name) {
+	if p == nil || n.btime.Load() == 0 || !fs.stillNamed(fd, p, name, mem) {
 		return impossible
 	}
 	return possible
 }
 
 // stillNamed reports whether a descriptor's file is in directory p by that name, as far as the kernel knows without asking a file system.
-func (fs *FS) stillNamed(fd int, p *inode, name []byte) bool {
-	bufs := pathBuffers.Get().(*[2][unix.PathMax]byte)
-	defer pathBuffers.Put(bufs)
-	path := fs.pathOf(fd, bufs[0][:])
+func (fs *FS) stillNamed(fd int, p *inode, name []byte, mem *scratch) bool {
+	path := fs.pathOf(fd, &mem.number, mem.paths[0][:])
 	dir, found := bytes.CutSuffix(path, name[:len(name)-1])
 	if !found || !bytes.HasSuffix(dir, []byte("/")) {
 		return false
@@ -244,14 +250,13 @@ func (fs *FS) stillNamed(fd int, p *inode, name []byte) bool {
 	if pfd < 0 { // not worth opening it: most names stay true
 		return true
 	}
-	above := fs.pathOf(pfd, bufs[1][:])
+	above := fs.pathOf(pfd, &mem.number, mem.paths[1][:])
 	return bytes.Equal(bytes.TrimSuffix(dir, []byte("/")), bytes.TrimSuffix(above, []byte("/")))
 }
 
 // pathOf is where the kernel says that a descriptor's file is; empty where it does not.
-func (fs *FS) pathOf(fd int, buf []byte) []byte {
-	var name [16]byte
-	n, e := sys.Readlinkat(fs.proc, fdName(name[:], fd), buf)
+func (fs *FS) pathOf(fd int, number *[16]byte, buf []byte) []byte {
+	n, e := sys.Readlinkat(fs.proc, fdName(number[:], fd), buf)
 	if e != 0 || n == len(buf) {
 		return nil
 	}
