@@ -25,6 +25,7 @@ type agent struct {
 	out     *guestproto.Writer
 	modules []string
 	shares  workload.Shares
+	holding workload.Holding
 }
 
 func (a *agent) run() error {
@@ -144,7 +145,7 @@ func (a *agent) call(q guestproto.Request) (facts any, err error) {
 			_ = a.send(guestproto.Message{Kind: guestproto.KindProgress, ID: q.ID, Call: q.Call}, // the result will tell
 				guestproto.Progress{Step: step, Done: done, Total: total})
 		},
-		Modules: a.modules,
+		Modules: a.modules, Holding: &a.holding,
 	}
 	return workload.Run(env, q.Call, q.Args)
 }

@@ -16,6 +16,8 @@ const (
 	CallChurn       = "churn"       // ChurnArgs → Churn: random operations of several users at once, while the host changes the same names
 	CallFsx         = "fsx"         // FsxArgs → Fsx: random data operations on one file against a model in memory
 	CallReadonly    = "readonly"    // ReadonlyArgs → Readonly: one check per kind of change, on a share that allows none
+	CallHold        = "hold"        // HoldArgs → Hold: take hold of directories and files of the share, in each way that lasts
+	CallHeld        = "held"        // HeldArgs → Held: one check per thing held, after the host has renamed or removed it
 	CallMount       = "mount"       // MountArgs → Mount: mount a tag (after a hot-plug), or again with other options
 	CallUnmount     = "unmount"     // MountArgs → Mount: unmount a tag
 	CallSleep       = "sleep"       // SleepArgs → nothing: time for the host to do something
@@ -31,7 +33,7 @@ const (
 func Calls() []string {
 	return []string{
 		CallInfo, CallPosixTest, CallBasics, CallBigIO, CallTree, CallContainment, CallIdentity, CallDurability, CallExec,
-		CallWalk, CallDiffer, CallChurn, CallFsx, CallReadonly, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
+		CallWalk, CallDiffer, CallChurn, CallFsx, CallReadonly, CallHold, CallHeld, CallMount, CallUnmount, CallSleep, CallPanic, CallPowerOff,
 	}
 }
 

@@ -77,6 +77,9 @@ func (i *Impl) rust(o Options) ([]string, error) {
 	if o.ThreadPoolSize > 0 {
 		args = append(args, "--thread-pool-size="+strconv.Itoa(o.ThreadPoolSize))
 	}
+	if o.RlimitNofile > 0 {
+		args = append(args, "--rlimit-nofile="+strconv.Itoa(o.RlimitNofile))
+	}
 	for _, l := range []struct {
 		flag   string
 		values []string
@@ -142,6 +145,9 @@ func (i *Impl) c(o Options) ([]string, error) {
 	args := []string{"--socket-path=" + o.SocketPath, "-o", words}
 	if o.ThreadPoolSize > 0 {
 		args = append(args, "--thread-pool-size="+strconv.Itoa(o.ThreadPoolSize))
+	}
+	if o.RlimitNofile > 0 {
+		args = append(args, "--rlimit-nofile="+strconv.Itoa(o.RlimitNofile))
 	}
 	return args, nil
 }

@@ -1,5 +1,7 @@
 package probe
 
+import "virtiofsd/harness/guestproto"
+
 // Proc is what /proc says of every process of the daemon.
 type Proc struct {
 	Launcher  Process   `json:"launcher"`  // the process that started the daemon: what to compare with
@@ -142,6 +144,17 @@ type HostileArgs struct {
 // Hostile is what became of daemons that were attacked.
 type Hostile struct {
 	Cases []HostileCase `json:"cases"`
+}
+
+// DrivenArgs are the arguments of probe driven.
+type DrivenArgs struct {
+	Only string `json:"only"` // a regular expression for names of cases; "" is all
+}
+
+// Driven is what daemons answered on hosts of other kinds, and to drivers of other kinds (package driver). A check that is unsupported is one that the
+// daemon has no option for; one that was skipped, one that the machine lacks something for.
+type Driven struct {
+	Checks []guestproto.Check `json:"checks"`
 }
 
 // HostileCase is one rule broken in one way (package hostile).

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"virtiofsd/harness/driver"
 	"virtiofsd/harness/frontend"
 	"virtiofsd/harness/guestproto"
 	"virtiofsd/harness/hostile"
@@ -53,7 +54,8 @@ type cell struct {
 	lock                         *os.File // says that work is in use; a file that nobody refers to is closed by the collector
 	secret                       string
 	before                       probe.Snapshot
-	mounts                       []string // of ours, before
+	mounts                       []string    // of ours, before
+	spec                         launch.Spec // of the daemon
 	daemon                       *launch.Daemon
 	vm                           *qemu.VM
 	stuck                        string // why no further guest step can be taken
@@ -240,12 +242,27 @@ func (c *cell) startDaemon(ctx context.Context) error {
 	if err := c.accounts(etc); err != nil {
 		return fmt.Errorf("prepare the daemon's accounts: %w", err)
 	}
-	spec := launch.Spec{Impl: i, Options: c.options(), As: c.user(), Wrap: c.wrap(), Dir: c.dir, Etc: etc}
+	c.spec = launch.Spec{Impl: i, Options: c.options(), As: c.user(), Wrap: c.wrap(), Dir: c.dir, Etc: etc}
 	if c.s.Launch.Capabilities != nil {
-		spec.As = nil // setpriv changes the user, too: the bounding set must shrink before
+		c.spec.As = nil // setpriv changes the user, too: the bounding set must shrink before
 	}
-	c.daemon, err = launch.Start(ctx, spec)
+	c.daemon, err = launch.Start(ctx, c.spec)
 	return err
+}
+
+func (c *cell) anotherSocket() string {
+	return filepath.Join(filepath.Dir(c.socket), "another.sock")
+}
+
+// another starts a second daemon on the same share, with a socket and a folder of its own.
+func (c *cell) another(ctx context.Context) (*launch.Daemon, error) {
+	spec := c.spec
+	spec.Options.SocketPath = c.anotherSocket()
+	spec.Dir = filepath.Join(c.dir, "another")
+	if err := os.MkdirAll(spec.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	return launch.Start(ctx, spec)
 }
 
 // settle waits until the daemon's processes sleep and do not change any more: the socket may be there before the sandbox is. Nobody has
@@ -503,8 +520,31 @@ func (c *cell) hostStep(ctx context.Context, s scenario.Step) (any, error) {
 		return probe.CollectLog(b), nil
 	case scenario.ProbeHostile:
 		return c.hostile(ctx, raw)
+	case scenario.ProbeDriven:
+		return c.driven(ctx, raw)
+	case scenario.ProbeMoves:
+		return c.moves(ctx, raw)
 	}
 	return nil, fmt.Errorf("no host probe %q", s.Probe)
+}
+
+// fresh is the cell's implementation, for daemons without a guest.
+func (c *cell) fresh() frontend.Daemon {
+	return frontend.Daemon{Name: c.i.Name, Dialect: c.i.Dialect, Exec: append(slices.Clone(c.i.Prefix), c.i.Path), Sandbox: c.s.Options.Sandbox}
+}
+
+// driven has daemons of the cell's implementation serve on other hosts, each a new one.
+func (c *cell) driven(ctx context.Context, raw []byte) (*probe.Driven, error) {
+	var a probe.DrivenArgs
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return nil, err
+	}
+	only, err := regexp.Compile(a.Only)
+	if err != nil {
+		return nil, fmt.Errorf("only: %w", err)
+	}
+	all, err := driver.Run(ctx, c.fresh(), only, filepath.Join(c.work, scenario.ProbeDriven))
+	return &probe.Driven{Checks: all}, err
 }
 
 // hostile attacks daemons of the cell's implementation, each a new one.
@@ -517,8 +557,7 @@ func (c *cell) hostile(ctx context.Context, raw []byte) (*probe.Hostile, error) 
 	if err != nil {
 		return nil, fmt.Errorf("only: %w", err)
 	}
-	d := frontend.Daemon{Name: c.i.Name, Dialect: c.i.Dialect, Exec: append(slices.Clone(c.i.Prefix), c.i.Path), Sandbox: c.s.Options.Sandbox}
-	results, err := hostile.Run(ctx, []frontend.Daemon{d}, only, nil)
+	results, err := hostile.Run(ctx, []frontend.Daemon{c.fresh()}, only, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -69,7 +69,8 @@ type Options struct {
 	NoFailSetgroups   bool     `toml:"no_fail_setgroups"`
 	Modcaps           string   `toml:"modcaps"`
 	Seccomp           string   `toml:"seccomp"` // kill, log, trap, none
-	Extra             []string `toml:"extra"`   // arguments as they are; inexpressible for dialects that lack them
+	RlimitNofile      int      `toml:"rlimit_nofile"`
+	Extra             []string `toml:"extra"` // arguments as they are; inexpressible for dialects that lack them
 }
 
 // Share is the shared directory itself: who owns it on the host, and its mode. Zero values are root's and 0755.
@@ -135,12 +136,14 @@ const (
 	ProbeOutside = "outside" // whether anything beside the share changed
 	ProbeLog     = "log"     // what the daemon wrote
 	ProbeHostile = "hostile" // rules of FUSE, ring and vhost-user broken one by one, each against a daemon of its own with the scenario's sandbox
+	ProbeMoves   = "moves"   // what a guest holds (guestproto.CallHold), laid out, renamed, and looked at afterwards
+	ProbeDriven  = "driven"  // hosts and drivers of other kinds, each with a daemon of its own with the scenario's sandbox
 	ProbeExit    = "exit"    // how the daemon and QEMU ended and what they left; always the last
 )
 
 // HostProbes lists the host's probes.
 func HostProbes() []string {
-	return []string{ProbeProc, ProbeMounts, ProbeFDs, ProbeOwners, ProbeSHA256, ProbeOutside, ProbeLog, ProbeHostile, ProbeExit}
+	return []string{ProbeProc, ProbeMounts, ProbeFDs, ProbeOwners, ProbeSHA256, ProbeOutside, ProbeLog, ProbeHostile, ProbeMoves, ProbeDriven, ProbeExit}
 }
 
 // Outcome is what is expected of a claim. The zero value is invalid.

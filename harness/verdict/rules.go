@@ -27,6 +27,7 @@ func Rules() map[string]Named {
 		"started":          {started, "the daemon became ready and the guest mounted the share", ""},
 		"attempts":         {attempts, "attempts of guest call containment were made, and none of them got outside", "patterns of attempts' names"},
 		"withstands":       {withstands, "cases of probe hostile were withstood: the daemon refused what breaks the rules, and served on where it could", "patterns of cases' names"},
+		"driven":           {driven, "checks of probe driven pass: the daemon answers on such a host, or such a driver, as a local file system does", "patterns of checks' names"},
 		"outside":          {outside, "what the host planted beside the share is as it was, and nothing is new there", ""},
 		"root-is-share":    {rootIsShare, "root and working directory of the serving process are the share's", ""},
 		"namespaces":       {namespaces, "the serving process has namespaces of its own", "kinds of namespaces"},
@@ -143,6 +144,37 @@ func withstands(v *View, of []string) Finding {
 		return broken("no case has a name like %s", strings.Join(of, ", "))
 	}
 	return none(bad, "%d cases, all withstood", n)
+}
+
+func driven(v *View, of []string) Finding {
+	d, f := facts[probe.Driven](v, scenario.ProbeDriven)
+	if f != nil {
+		return *f
+	}
+	var bad, declined []string
+	n, why := 0, result.SkipNeed
+	for _, c := range d.Checks {
+		if !matchAny(of, c.Name) {
+			continue
+		}
+		n++
+		switch c.Status {
+		case guestproto.StatusPass:
+		case guestproto.StatusUnsupported:
+			declined, why = append(declined, c.Name+": "+c.Detail), result.SkipInexpressible
+		case guestproto.StatusSkip:
+			declined = append(declined, c.Name+": "+c.Detail)
+		default:
+			bad = append(bad, strings.TrimSpace(c.Name+": "+c.Detail))
+		}
+	}
+	switch {
+	case n == 0:
+		return broken("no check has a name like %s", strings.Join(of, ", "))
+	case len(bad) == 0 && len(declined) > 0:
+		return Finding{State: Neither, Skip: why, Saw: some(declined, 2)}
+	}
+	return none(bad, "%d checks pass", n)
 }
 
 // matchAny reports whether a name matches one of the patterns of path.Match; no pattern matches all.
@@ -642,10 +674,23 @@ func older(v *View, than [2]int) bool {
 	return slices.Compare(is[:], than[:]) < 0
 }
 
+// stepsOf are the steps that ran a probe, in order; without any, the probe's name, so that its lack is found.
+func stepsOf(v *View, probe string) []string {
+	var all []string
+	for _, o := range v.Observations {
+		if o.Probe == probe && !slices.Contains(all, o.Step) {
+			all = append(all, o.Step)
+		}
+	}
+	if all == nil {
+		return []string{probe}
+	}
+	return all
+}
+
 func checks(v *View, of []string) Finding {
 	var all []guestproto.Check
-	asked := false
-	for _, call := range []string{guestproto.CallPosixTest, guestproto.CallBasics, guestproto.CallDurability, guestproto.CallReadonly} {
+	for _, call := range []string{guestproto.CallPosixTest, guestproto.CallBasics, guestproto.CallDurability, guestproto.CallReadonly, guestproto.CallHeld, scenario.ProbeMoves} {
 		var wanted []string
 		for _, n := range of {
 			if name, ok := strings.CutPrefix(n, call+":"); ok {
@@ -655,20 +700,25 @@ func checks(v *View, of []string) Finding {
 		if len(wanted) == 0 {
 			continue
 		}
-		asked = true
-		c, f := facts[struct {
-			Checks []guestproto.Check `json:"checks"`
-		}](v, call)
-		if f != nil {
-			return *f
-		}
-		for _, k := range c.Checks {
-			if matchAny(wanted, k.Name) {
-				all = append(all, k)
+		n := len(all)
+		for _, step := range stepsOf(v, call) {
+			c, f := factsOf[struct {
+				Checks []guestproto.Check `json:"checks"`
+			}](v, call, func(o result.Observation) bool { return o.Step == step })
+			if f != nil {
+				return *f
+			}
+			for _, k := range c.Checks {
+				if matchAny(wanted, k.Name) {
+					all = append(all, k)
+				}
 			}
 		}
+		if len(all) == n {
+			return broken("no check has a name like %s:%s", call, strings.Join(wanted, ", "))
+		}
 	}
-	if !asked || len(all) == 0 {
+	if len(all) == 0 {
 		return broken("no check has a name like %s", strings.Join(of, ", "))
 	}
 	var bad, skipped []string

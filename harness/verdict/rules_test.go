@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -23,7 +24,7 @@ func seen(t *testing.T, step string, facts any) result.Observation {
 	t.Helper()
 	b, err := json.Marshal(facts)
 	require.NoError(t, err)
-	what := step
+	what, _, _ := strings.Cut(step, "/") // another step of the same probe
 	if step == "proc-started" {
 		what = scenario.ProbeProc
 	}
@@ -107,6 +108,10 @@ func exit(change ...func(*probe.Exit)) probe.Exit {
 	return e
 }
 
+func link(name string, is guestproto.Status) guestproto.Check {
+	return guestproto.Check{Name: name, Status: is}
+}
+
 func checksOf(all ...guestproto.Check) map[string]any { return map[string]any{"checks": all} }
 
 func created(change ...func(*guestproto.Ownership)) guestproto.Identity {
@@ -178,6 +183,15 @@ func ruleCases() map[string][]ruleCase {
 			{"one not", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "name-dot", Withstood: true}, {Name: "name-slash", Outcome: "escaped", Detail: "x"}}}}, v, "name-slash: escaped x"},
 			{"another's", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "name-dot", Withstood: true}, {Name: "len-0", Outcome: "died"}}}}, h, "1 cases"},
 			{"none of that name", []string{"name-*"}, obs{"hostile": probe.Hostile{Cases: []probe.HostileCase{{Name: "len-0", Withstood: true}}}}, b, "no case"},
+		},
+		"driven": {
+			{"all", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-up", Status: guestproto.StatusPass}, {Name: "few", Status: guestproto.StatusFail}}}}, h, "1 checks"},
+			{"one not", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a", Status: guestproto.StatusPass}, {Name: "copy-b", Status: guestproto.StatusFail, Detail: "stale"}}}}, v, "copy-b: stale"},
+			{"one not, one declined", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a", Status: guestproto.StatusSkip}, {Name: "copy-b", Status: guestproto.StatusFail, Detail: "stale"}}}}, v, "copy-b: stale"},
+			{"declined", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a", Status: guestproto.StatusSkip, Detail: "no room"}}}}, n, "no room"},
+			{"no option", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a", Status: guestproto.StatusUnsupported, Detail: "no option"}}}}, n, "no option"},
+			{"an unknown status", []string{"copy-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a"}}}}, v, "copy-a"},
+			{"none of that name", []string{"few-*"}, obs{"driven": probe.Driven{Checks: []guestproto.Check{{Name: "copy-a", Status: guestproto.StatusPass}}}}, b, "no check"},
 		},
 		"outside": {
 			{"as it was", nil, obs{"outside": probe.Outside{Entries: 3, Changed: []string{}}}, h, "3 entries"},
@@ -305,6 +319,10 @@ func ruleCases() map[string][]ruleCase {
 			{"some declined", []string{"basics:*"}, obs{"basics": checksOf(pass, guestproto.Check{Name: "old", Status: guestproto.StatusSkip, Detail: "kernel"})}, h, "1 declined"},
 			{"all declined", []string{"basics:*"}, obs{"basics": checksOf(guestproto.Check{Name: "old", Status: guestproto.StatusSkip, Detail: "kernel"})}, n, "old: kernel"},
 			{"two calls", []string{"posixtest:*", "durability:fsync"}, obs{"posixtest": checksOf(pass), "durability": checksOf(guestproto.Check{Name: "fsync", Status: guestproto.StatusFail})}, v, "fsync"},
+			{"each round of the guest and of the host", []string{"held:*-link", "moves:*-link"}, obs{"held": checksOf(link("a-link", guestproto.StatusPass)), "held/2": checksOf(link("b-link", guestproto.StatusPass)), "moves/1": checksOf(), "moves/2": checksOf(link("a-link", guestproto.StatusPass))}, h, "3 checks pass"},
+			{"one round not", []string{"held:*-link", "moves:*-link"}, obs{"held": checksOf(link("a-link", guestproto.StatusFail)), "held/2": checksOf(link("b-link", guestproto.StatusPass)), "moves": checksOf(link("a-link", guestproto.StatusPass))}, v, "1 of 3: a-link"},
+			{"the host's not", []string{"held:*-link", "moves:*-link"}, obs{"held": checksOf(link("a-link", guestproto.StatusPass)), "moves": checksOf(link("a-link", guestproto.StatusFail))}, v, "1 of 2: a-link"},
+			{"the host did not look", []string{"held:*-link", "moves:*-link"}, obs{"held": checksOf(link("a-link", guestproto.StatusPass)), "moves": checksOf()}, b, "no check has a name like moves:"},
 			{"no such check", []string{"basics:fly"}, obs{"basics": checksOf(pass)}, b, "no check has a name like"},
 			{"a name without its call", []string{"rename"}, obs{"basics": checksOf(pass)}, b, "no check has a name like"},
 			{"no name at all", nil, obs{"basics": checksOf(pass)}, b, "no check has a name like"},

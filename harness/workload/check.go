@@ -54,18 +54,24 @@ func runChecks(list []check, names []string, dir string, e *Env) []guestproto.Ch
 	return out
 }
 
-func runCheck(k check, dir string, e *Env) (r guestproto.Check) {
+func runCheck(k check, dir string, e *Env) guestproto.Check {
+	defer os.RemoveAll(dir)
+	return runAlone(check{k.name, func(c *checker) {
+		c.dir = dir
+		if err := os.RemoveAll(dir); err != nil {
+			c.fail("remove leftovers: %v", err)
+		}
+		c.ok(os.MkdirAll(dir, 0o755), "mkdir")
+		k.run(c)
+	}}, e)
+}
+
+// runAlone runs a check that has no directory of its own.
+func runAlone(k check, e *Env) (r guestproto.Check) {
 	r = guestproto.Check{Name: k.name, Status: guestproto.StatusPass}
 	start := time.Now()
-	c := &checker{dir: dir, env: e}
-	defer func() {
-		c.finish(&r, start, recover())
-		_ = os.RemoveAll(dir)
-	}()
-	if err := os.RemoveAll(dir); err != nil {
-		c.fail("remove leftovers: %v", err)
-	}
-	c.ok(os.MkdirAll(dir, 0o755), "mkdir")
+	c := &checker{env: e}
+	defer func() { c.finish(&r, start, recover()) }()
 	k.run(c)
 	return r
 }

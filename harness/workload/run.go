@@ -25,6 +25,9 @@ type Env struct {
 	// Self is the program that Child is part of; "" is /proc/self/exe.
 	Self string
 
+	// Holding is what lasts from the call hold to the call held.
+	Holding *Holding
+
 	lastProgress time.Time
 }
 
@@ -117,6 +120,10 @@ func Run(e *Env, call string, raw json.RawMessage) (any, error) {
 		return with(raw, e.fsx)
 	case guestproto.CallReadonly:
 		return with(raw, e.readonly)
+	case guestproto.CallHold:
+		return with(raw, e.hold)
+	case guestproto.CallHeld:
+		return with(raw, e.held)
 	case guestproto.CallMount:
 		return with(raw, func(a guestproto.MountArgs) (guestproto.Mount, error) { return e.Shares.Mount(a), nil })
 	case guestproto.CallUnmount:

@@ -25,7 +25,7 @@ var harnessOrder = [][]string{
 	{"vm-images"},
 	{"harness/probe", "harness/workload"},
 	{"harness/verdict", "harness/impl", "harness/launch", "harness/qemu", "harness/frontend", "harness/winfs"},
-	{"harness/hostile", "harness/bench", "harness/fuzz", "harness/mutate", "harness/mutants"},
+	{"harness/hostile", "harness/driver", "harness/bench", "harness/fuzz", "harness/mutate", "harness/mutants"},
 	{"harness/runner"},
 	{"harness/selftest", "harness/selftest/faultd", "harness/bench/guest"},
 	{"harness/report"},
