@@ -25,7 +25,7 @@ type Case struct {
 }
 
 // Cases are all cases.
-func Cases() []Case { return slices.Concat(fileSystemCases, limitCases) }
+func Cases() []Case { return slices.Concat(driverCases, fileSystemCases, limitCases) }
 
 // patience bounds one answer; the machine may be very busy.
 const patience = 10 * time.Second
@@ -123,7 +123,7 @@ func want(what string, err error, no unix.Errno) error {
 // options are words of the daemon's command line, by dialect; a dialect that is not there has no way to say it.
 type options map[string][]string
 
-// start starts the daemon on the case's share and opens a session. within goes before its command line. A daemon that does not come so far fails the
+// start starts the daemon on the case's share, and opens a session as Linux does. within goes before its command line. A daemon that does not come so far fails the
 // check "starts", and the client is nil.
 func (e *env) start(extra options, within ...string) (*frontend.FUSE, error) {
 	words, ok := extra[e.daemon.Dialect]
@@ -136,12 +136,18 @@ func (e *env) start(extra options, within ...string) (*frontend.FUSE, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := e.session(append(within, argv...), socket)
+	f, err := e.connect(append(within, argv...), socket)
+	if err == nil {
+		_, err = f.Init(0)
+	}
 	e.check("starts", err)
+	if err != nil {
+		return nil, nil
+	}
 	return f, nil
 }
 
-func (e *env) session(argv []string, socket string) (*frontend.FUSE, error) {
+func (e *env) connect(argv []string, socket string) (*frontend.FUSE, error) {
 	var err error
 	if e.proc, err = frontend.Spawn(e.ctx, argv, nil, socket); err != nil {
 		return nil, err
@@ -161,9 +167,7 @@ func (e *env) session(argv []string, socket string) (*frontend.FUSE, error) {
 		return nil, err
 	}
 	e.later(func() error { d.Close(); return nil })
-	f := frontend.NewFUSE(d)
-	_, err = f.Init(0)
-	return f, err
+	return frontend.NewFUSE(d), nil
 }
 
 // lives is an error unless the daemon serves on.

@@ -69,7 +69,11 @@ func appendOnly(e *env) error {
 		return err
 	}
 	defer file.Close()
-	if err := unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, appendFlag); err != nil {
+	flags, err := unix.IoctlGetInt(int(file.Fd()), unix.FS_IOC_GETFLAGS) // what is left out is cleared, or tried to
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags|appendFlag)
+	}
+	if err != nil {
 		return fmt.Errorf("make a file that can only be appended to: %w", err)
 	}
 	f, err := e.start(nil)

@@ -23,13 +23,11 @@ const (
 	waiting = 60
 )
 
-// limited are the words before a command line that leave it so many threads: a control group of its own or, where none can be made, the limit of a
-// user who has nothing else running.
+// limited are the words before a command line that leave it so many threads: a control group of its own.
 func (e *env) limited(n int) ([]string, error) {
 	dir, err := pidsGroup()
 	if err == nil {
-		dir = filepath.Join(dir, fmt.Sprintf("vfsmatrix-%d-%s", os.Getpid(), e.name))
-		err = os.Mkdir(dir, 0o755)
+		dir, err = os.MkdirTemp(dir, "vfsmatrix-")
 	}
 	if err == nil {
 		e.later(func() error {
