@@ -49,7 +49,7 @@ type runFlags struct {
 var defaultImpls = []string{"ours", "c"}
 
 // testNeeds are needs that only tests have (internal/testenv): $MATRIX_MUST is for both.
-var testNeeds = []string{"apt", "bash", "chromium", "fuse", "gcc", "hugepages", "libvirt", "long", "loop", "mkfs", "podman", "strace", "subuid", "systemd", "tmpfile", "units"}
+var testNeeds = []string{"apt", "bash", "chromium", "fuse", "gcc", "hugepages", "libvirt", "long", "loop", "mkfs", "pids", "podman", "strace", "subuid", "systemd", "tmpfile", "units"}
 
 // checkMust refuses words that are no need: a misspelt one would let cells be skipped that must not be.
 func (b *book) checkMust(must, impls []string) error {
@@ -551,7 +551,7 @@ func rejudge(b *book, s *result.Stored) []result.Record {
 }
 
 func (a *app) docs() *cobra.Command {
-	var check bool
+	var check, beside bool
 	var adopt string
 	cmd := &cobra.Command{
 		Use: "docs", Short: "Write the generated pages from claims, scenarios and docs/evidence", Args: cobra.NoArgs,
@@ -560,12 +560,19 @@ func (a *app) docs() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if beside && adopt == "" {
+				return usagef("--beside says how to --adopt a run")
+			}
 			if adopt != "" {
 				dir, err := a.runDir(adopt)
 				if err != nil {
 					return err
 				}
-				if err := report.Adopt(dir, root); err != nil {
+				do := report.Adopt
+				if beside {
+					do = report.AdoptBeside
+				}
+				if err := do(dir, root); err != nil {
 					return err
 				}
 			}
@@ -581,6 +588,7 @@ func (a *app) docs() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "write nothing: say which pages are not what the tree would generate")
 	cmd.Flags().StringVar(&adopt, "adopt", "", "make this run (a folder, or latest) the evidence first")
+	cmd.Flags().BoolVar(&beside, "beside", false, "with --adopt: keep the evidence of scenarios that the run does not have")
 	cmd.MarkFlagsMutuallyExclusive("check", "adopt")
 	return cmd
 }

@@ -37,7 +37,7 @@ func run(m *testing.M) int {
 
 func cases(t *testing.T, d frontend.Daemon) []guestproto.Check {
 	t.Helper()
-	testenv.Need(t, "root", "loop", "mkfs")
+	testenv.Need(t, "root", "loop", "mkfs", "pids")
 	dir, err := os.MkdirTemp("", "driver") // t.TempDir may be too long for a socket's path
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
