@@ -24,8 +24,8 @@ import (
 // Adopt makes the run in runDir the evidence from which the pages of the tree are made: docs/evidence is replaced. Copied are run.json,
 // and of each cell what became of it, its command line and the observations, without what no rule reads (logs, the kernel's
 // messages). The records are judged anew, by the claims and rules of the tree; so adopting docs/evidence itself brings it up to date
-// with them. Cells of scenarios that the tree does not have are left out. The benchmarks (bench.json, bench-asleep.json, bench-guest.json) and the
-// self-test (selftest.json) stay as they are.
+// with them. Cells of scenarios that the tree does not have are left out. Other files of docs/evidence (benchmarks, the
+// self-test, mutants) stay as they are.
 //
 // Paths of the machine become words: {work} is a cell's work directory, {share}, {outside} and {socket} what is in it, {run} the run's
 // folder; paths in the tree become relative, and what else looks like somebody's machine becomes {path}. A broken run is not adopted.
@@ -58,10 +58,16 @@ func Adopt(runDir, root string) error {
 	if err := n.walk(fresh); err != nil {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
-	// The benchmarks and the self-test are runs of their own, and stay.
-	for _, kept := range []string{benchFile, asleepBenchFile, guestBenchFile, faultsFile} {
-		kept = filepath.Join(root, filepath.FromSlash(kept))
-		if err := os.Rename(kept, filepath.Join(fresh, filepath.Base(kept))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Whatever else lies there (benchmarks, the self-test, mutants) was measured apart, and stays.
+	kept, err := os.ReadDir(target)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("adopt the run: %w", err)
+	}
+	for _, k := range kept {
+		if k.IsDir() || k.Name() == result.RunFile || k.Name() == result.ResultsFile {
+			continue
+		}
+		if err := os.Rename(filepath.Join(target, k.Name()), filepath.Join(fresh, k.Name())); err != nil {
 			return fmt.Errorf("adopt the run: %w", err)
 		}
 	}
@@ -69,6 +75,97 @@ func Adopt(runDir, root string) error {
 		return fmt.Errorf("adopt the run: %w", err)
 	}
 	return nil
+}
+
+// AdoptBeside adopts the scenarios of a run and keeps the evidence of all others: what is new or has changed is measured alone. run.json says which
+// scenarios were measured by which run.
+func AdoptBeside(runDir, root string) error {
+	dir, err := os.MkdirTemp("", "vfsadopt-")
+	if err != nil {
+		return fmt.Errorf("adopt the run: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	joined, err := beside(runDir, root, dir)
+	if err != nil {
+		return fmt.Errorf("adopt the run beside the evidence: %w", err)
+	}
+	return Adopt(joined, root)
+}
+
+// beside makes a run of the evidence and of a run whose scenarios replace the evidence's.
+func beside(runDir, root, dir string) (string, error) {
+	runDir, err := filepath.Abs(runDir)
+	if err != nil {
+		return "", err
+	}
+	if root, err = filepath.Abs(root); err != nil {
+		return "", err
+	}
+	old := filepath.Join(root, filepath.FromSlash(evidenceDir))
+	if old == runDir {
+		return "", errors.New("it is the evidence itself; remedy: adopt it without --beside")
+	}
+	there, err := result.Read(os.DirFS(old))
+	if err != nil {
+		return "", err
+	}
+	run, err := result.Read(os.DirFS(runDir))
+	if err != nil {
+		return "", err
+	}
+	if len(run.Beside) > 0 {
+		return "", fmt.Errorf("%s holds more than one run", runDir)
+	}
+	// Paths of the machine become words by what this run says of it.
+	fresh := filepath.Join(dir, "fresh")
+	if err := os.CopyFS(fresh, os.DirFS(runDir)); err != nil {
+		return "", err
+	}
+	if err := newNormaliser(run, runDir, root).walk(fresh); err != nil {
+		return "", err
+	}
+	if run, err = result.Read(os.DirFS(fresh)); err != nil {
+		return "", err
+	}
+	replaced := func(scenario string) bool { return slices.Contains(run.Scenarios, scenario) }
+	all := there.Run
+	all.Scenarios = slices.DeleteFunc(all.Scenarios, replaced)
+	for i := range all.Beside {
+		all.Beside[i].Scenarios = slices.DeleteFunc(all.Beside[i].Scenarios, replaced)
+	}
+	all.Beside = append(slices.DeleteFunc(all.Beside, func(r result.Run) bool { return len(r.Scenarios) == 0 }), run.Run)
+	joined := filepath.Join(dir, "joined")
+	w, err := result.Create(joined, all)
+	if err != nil {
+		return "", err
+	}
+	for _, from := range []struct {
+		*result.Stored
+		dir  string
+		from func(scenario string) bool
+	}{
+		{there, old, func(s string) bool { return !replaced(s) }},
+		{run, fresh, replaced},
+	} {
+		for _, c := range from.Cells {
+			if !from.from(c.Scenario) {
+				continue
+			}
+			cell := filepath.FromSlash(c.Dir())
+			if err := os.CopyFS(filepath.Join(joined, cell), os.DirFS(filepath.Join(from.dir, cell))); err != nil {
+				return "", err
+			}
+			if err := w.Cell(c, from.Observations[c.CellID]); err != nil {
+				return "", err
+			}
+		}
+		kept := slices.DeleteFunc(from.Records, func(r result.Record) bool { return !from.from(r.Scenario) })
+		if err := w.Records(kept); err != nil {
+			return "", err
+		}
+	}
+	_, err = w.Close(there.End.Seconds + run.End.Seconds)
+	return joined, err
 }
 
 // copyRun writes what is kept of a run.

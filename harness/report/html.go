@@ -155,6 +155,7 @@ func (b *book) measuredLines() []string {
 		}
 		lines = append(lines, fmt.Sprintf("%s: %s, sha256 %.16s….", title(i.Name), i.Version, i.SHA256))
 	}
+	lines = append(lines, besideLines(b.run.Beside)...)
 	var kernels []string
 	for _, k := range b.run.Kernels {
 		kernels = append(kernels, k.Name+" ("+k.Version+")")

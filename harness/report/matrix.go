@@ -37,7 +37,25 @@ func (b *book) measured() string {
 		rows = append(rows, []string{"guest " + k.Name, plain(orDash(k.Version)), "", short(k.SHA256)})
 	}
 	mdTable(&s, []string{"what", "version", "program", "sha256"}, rows)
+	for _, line := range besideLines(b.run.Beside) {
+		s.WriteString(line + "\n\n")
+	}
 	return s.String()
+}
+
+// besideLines say which scenarios were measured by later runs, and by which builds where those are others.
+func besideLines(all []result.Run) []string {
+	var lines []string
+	for _, r := range all {
+		var of []string
+		for _, i := range r.Impls {
+			if i.Missing == "" {
+				of = append(of, fmt.Sprintf("%s %.16s…", title(i.Name), i.SHA256))
+			}
+		}
+		lines = append(lines, fmt.Sprintf("Measured later, by run %s: %s; with %s.", r.ID, strings.Join(r.Scenarios, ", "), strings.Join(of, ", ")))
+	}
+	return lines
 }
 
 func short(sum string) string {

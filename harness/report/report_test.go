@@ -312,15 +312,80 @@ func TestAdoptKeepsWhatIsMeasuredApart(t *testing.T) {
 	w := newWorld(t)
 	evidence := filepath.Join(w.root, "docs/evidence")
 	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
-	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json"} {
+	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json", "mutants.json"} {
 		require.NoError(t, os.WriteFile(filepath.Join(evidence, name), []byte(name), 0o644))
 	}
 	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
-	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json"} {
+	for _, name := range []string{"bench.json", "bench-asleep.json", "bench-guest.json", "selftest.json", "mutants.json"} {
 		b, err := os.ReadFile(filepath.Join(evidence, name))
 		require.NoError(t, err)
 		assert.Equal(t, name, string(b))
 	}
+}
+
+// later is a run of another scenario by another build: a stored one, renamed.
+func (w world) later(t *testing.T, id string) string {
+	t.Helper()
+	from := w.store(t, nil)
+	into := filepath.Join(t.TempDir(), id)
+	words := strings.NewReplacer("a-box", "a-crate", "20260101T000000Z-test", id, strings.Repeat("a", 64), strings.Repeat("b", 64), `"scenarios": null`, `"scenarios": ["a-crate"]`)
+	require.NoError(t, filepath.WalkDir(from, func(name string, d os.DirEntry, err error) error {
+		require.NoError(t, err)
+		rel, err := filepath.Rel(from, name)
+		require.NoError(t, err)
+		to := filepath.Join(into, words.Replace(rel))
+		if d.IsDir() {
+			return os.MkdirAll(to, 0o755)
+		}
+		b, err := os.ReadFile(name)
+		require.NoError(t, err)
+		return os.WriteFile(to, []byte(words.Replace(string(b))), 0o644)
+	}))
+	return into
+}
+
+func TestAdoptBesideKeepsOtherScenarios(t *testing.T) {
+	w := newWorld(t)
+	evidence := filepath.Join(w.root, "docs/evidence")
+	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
+	require.NoError(t, os.WriteFile(filepath.Join(evidence, "bench.json"), []byte("bench"), 0o644))
+	before := read(t, evidence)
+	require.NoError(t, os.WriteFile(filepath.Join(w.root, "scenarios/a-crate.toml"), []byte(scenarioTOML), 0o644))
+
+	for range 2 { // the second time in the place of the first
+		require.NoError(t, report.AdoptBeside(w.later(t, "20260202T000000Z-more"), w.root))
+		now := read(t, evidence)
+		assert.Len(t, now.Records, 2*len(before.Records))
+		assert.Len(t, now.Cells, 2*len(before.Cells))
+		assert.Equal(t, before.Run.ID, now.Run.ID)
+		require.Len(t, now.Beside, 1)
+		assert.Equal(t, "20260202T000000Z-more", now.Beside[0].ID)
+		assert.Equal(t, []string{"a-crate"}, now.Beside[0].Scenarios)
+		assert.Equal(t, "bin/virtiofsd", now.Beside[0].Impls[0].Path)
+		assert.FileExists(t, filepath.Join(evidence, "bench.json"))
+	}
+	require.NoError(t, os.Remove(filepath.Join(evidence, "bench.json")))
+	for _, c := range before.Cells {
+		assert.Contains(t, read(t, evidence).Cells, c)
+	}
+
+	require.NoError(t, report.Write(w.root))
+	require.NoError(t, report.Check(w.root))
+	pages, err := report.Docs(w.root)
+	require.NoError(t, err)
+	assert.Contains(t, string(pages["docs/generated/scenarios/a-crate.md"]), "results.jsonl#L")
+	for _, page := range []string{"matrix.md", "matrix.html"} {
+		assert.Contains(t, string(pages["docs/generated/"+page]), "Measured later, by run 20260202T000000Z-more: a-crate; with")
+		assert.Contains(t, string(pages["docs/generated/"+page]), strings.Repeat("b", 16)+"…")
+	}
+
+	// A whole run takes the place of all.
+	require.NoError(t, report.Adopt(evidence, w.root))
+	assert.Len(t, read(t, evidence).Beside, 1)
+	require.NoError(t, report.Adopt(w.store(t, nil), w.root))
+	assert.Empty(t, read(t, evidence).Beside)
+
+	assert.ErrorContains(t, report.AdoptBeside(evidence, w.root), "it is the evidence itself")
 }
 
 func TestAdoptRefuses(t *testing.T) {
