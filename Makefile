@@ -100,7 +100,7 @@ run-fuzz: ## the fuzz targets alone, a minute each: make run-fuzz FUZZTIME=10m F
 	@set -e; mkdir -p bin/fuzz; for p in $(sort $(FUZZPKGS)); do b=$(CURDIR)/bin/fuzz/$$(echo $$p | tr / -).test; $(GO) test -vet=off -fuzz . -c -o $$b ./$$p; \
 		for t in $$($$b -test.list '^Fuzz'); do echo "== $$p $$t"; \
 		run() { { (cd $$p && $$b -test.run '^$$' -test.fuzz "^$$t\$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.fuzzcachedir $(FUZZCACHE)/$$p) 2>&1 && echo passed >$$b.ok; } | tee $$b.log; test -e $$b.ok; }; \
-		rm -f $$b.ok; run || { grep -q 'context deadline exceeded' $$b.log && ! grep -q 'Failing input' $$b.log && echo "again: go took the end of the time for a failure" && run; }; done; done
+		rm -f $$b.ok; run || { grep -q 'context deadline exceeded' $$b.log && ! grep -q 'Failing input' $$b.log && echo "again: go took the end of the time for a failure" && run; } || exit 1; done; done
 
 FUZZCOVER = internal/fuse internal/fuseabi internal/guestmem internal/virtqueue internal/vhostuser
 comma := ,

@@ -47,6 +47,10 @@ type oursFS struct{ *ours }
 
 func (oursFS) Interrupt(int) {}
 
+func (oursFS) Init(offered fuseabi.InitFlags) fuseabi.InitFlags {
+	return offered & fuseabi.CreateSuppGroup
+}
+
 func (o *ours) Lookup(parent uint64, name fuse.Name, _ *fuseabi.EntryOut) unix.Errno {
 	o.got.add("LOOKUP", parent, name.String())
 	return unix.ENOENT
@@ -367,8 +371,9 @@ func FuzzDecode(f *testing.F) {
 		f.Add(raw, uint64(0))
 		f.Add(raw, uint64(len(raw)))
 	}
-	log.SetOutput(io.Discard) // go-fuse tells of each request that it refuses
-	init := encode(fuseabi.OpInit, 0, 1, &fuseabi.InitIn{Major: 7, Minor: 38, Flags: uint32(fuseabi.BigWrites)}, nil, nil)
+	log.SetOutput(io.Discard)                                                // go-fuse tells of each request that it refuses
+	offered := fuseabi.BigWrites | fuseabi.InitExt | fuseabi.CreateSuppGroup // extensions are read only where they were agreed upon
+	init := encode(fuseabi.OpInit, 0, 1, &fuseabi.InitIn{Major: 7, Minor: 38, Flags: uint32(offered), Flags2: uint32(offered >> 32)}, nil, nil)
 	quiet := log.New(io.Discard, "", 0)
 
 	they := &theirs{RawFileSystem: gofuse.NewDefaultRawFileSystem()}
