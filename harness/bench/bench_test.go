@@ -251,7 +251,8 @@ func TestProcessorsAreKeptAwakeMeanwhile(t *testing.T) {
 	assert.Zero(t, open())
 }
 
-// TestFirstReplies: each number of queues is set up and answered, and a daemon that has one queue is said to.
+// TestFirstReplies: each number of queues is set up and answered, and a daemon that has one queue
+// is said to.
 func TestFirstReplies(t *testing.T) {
 	testenv.Need(t, "root", "c-daemon")
 	r, err := bench.FirstReplies(t.Context(), bench.Options{Daemons: []frontend.Daemon{daemon, c()}, Rounds: 1, Dir: t.TempDir()})

@@ -20,8 +20,9 @@ type Reply struct {
 // replyQueues are the numbers of request queues with which the first reply is measured.
 var replyQueues = []int{1, 2, 4, 16, 64}
 
-// FirstReplies measures how long daemons take from exec to their first reply, by the number of request queues. The front-end connects the moment
-// that the socket is there and waits for no longer than each answer takes, so what a machine's start would hide is seen.
+// FirstReplies measures how long daemons take from exec to their first reply, by the number of
+// request queues. The front-end connects the moment that the socket is there and waits for no
+// longer than each answer takes, so what a machine's start would hide is seen.
 func FirstReplies(ctx context.Context, o Options) (*Report, error) {
 	b, r, err := newBed(o)
 	if err != nil {
@@ -56,8 +57,8 @@ func (b *bed) reply(ctx context.Context, d fe.Daemon, round, queues int) Reply {
 	return r
 }
 
-// ReplyTable is the table of how long each daemon takes to its first reply, a row for each number of queues: medians of the rounds. The first row
-// is the head.
+// ReplyTable is the table of how long each daemon takes to its first reply, a row for each number
+// of queues: medians of the rounds. The first row is the head.
 func (r *Report) ReplyTable() [][]string {
 	daemons := r.with(func(yield func(string)) {
 		for _, p := range r.Replies {

@@ -43,7 +43,8 @@ type env struct {
 	cleanup []func() error
 }
 
-// Run carries out the cases whose names match (nil: all) with one daemon. Directories and mounts are made below dir, and gone afterwards.
+// Run carries out the cases whose names match (nil: all) with one daemon. Directories and mounts
+// are made below dir, and gone afterwards.
 func Run(ctx context.Context, d frontend.Daemon, only *regexp.Regexp, dir string) ([]guestproto.Check, error) {
 	checks := []guestproto.Check{}
 	for _, c := range Cases() {
@@ -120,11 +121,13 @@ func want(what string, err error, no unix.Errno) error {
 	return nil
 }
 
-// options are words of the daemon's command line, by dialect; a dialect that is not there has no way to say it.
+// options are words of the daemon's command line, by dialect; a dialect that is not there has no
+// way to say it.
 type options map[string][]string
 
-// start starts the daemon on the case's share, and opens a session as Linux does. within goes before its command line. A daemon that does not come so far fails the
-// check "starts", and the client is nil.
+// start starts the daemon on the case's share, and opens a session as Linux does. within goes
+// before its command line. A daemon that does not come so far fails the check "starts", and the
+// client is nil.
 func (e *env) start(extra options, within ...string) (*frontend.FUSE, error) {
 	words, ok := extra[e.daemon.Dialect]
 	if extra != nil && !ok {

@@ -75,7 +75,8 @@ func TestOurDaemonOnEveryHost(t *testing.T) {
 	assert.Equal(t, map[string]int{"windows-driver": 16, "append-only": 7, "copy-up": 4, "copy-up-from-tmpfs": 4, "reused-inode": 3, "few-threads": 4}, count)
 }
 
-// What the cases ask for is what a driver in use asks for: another daemon answers all of it but where it has a descriptor for each file.
+// What the cases ask for is what a driver in use asks for: another daemon answers all of it but
+// where it has a descriptor for each file.
 func TestCDaemonOnEveryHost(t *testing.T) {
 	testenv.Need(t, "c-daemon")
 	count, bad := perCase(t, frontend.Daemon{Name: "c", Dialect: "c", Exec: []string{testenv.QEMUVirtiofsd}, Sandbox: "namespace"})

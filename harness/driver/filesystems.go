@@ -113,7 +113,8 @@ func appendOnly(e *env) error {
 	return nil
 }
 
-// copyUp puts the share on an overlay whose lower layer is on lowerFS, "" for that of the upper one.
+// copyUp puts the share on an overlay whose lower layer is on lowerFS, "" for that of the upper
+// one.
 func copyUp(e *env, lowerFS string) error {
 	at := func(name string) string { return filepath.Join(e.dir, name) }
 	for _, d := range []string{"layers", "lower"} {
@@ -278,7 +279,8 @@ func reusedInode(e *env) error {
 	return nil
 }
 
-// again removes a file and makes others until one has its inode number, which gets its name. It gives up where the number stays taken.
+// again removes a file and makes others until one has its inode number, which gets its name. It
+// gives up where the number stays taken.
 func again(name string, ino uint64) (bool, error) {
 	if err := os.Remove(name); err != nil {
 		return false, err

@@ -23,7 +23,8 @@ const (
 	waiting = 60
 )
 
-// limited are the words before a command line that leave it so many threads: a control group of its own.
+// limited are the words before a command line that leave it so many threads: a control group of its
+// own.
 func (e *env) limited(n int) ([]string, error) {
 	dir, err := pidsGroup()
 	if err == nil {
@@ -47,7 +48,8 @@ func (e *env) limited(n int) ([]string, error) {
 	return nil, declined(fmt.Sprintf("no control group can be made: %v", err))
 }
 
-// pidsGroup is a directory in which control groups with a limit of processes may be made (cgroups(7)).
+// pidsGroup is a directory in which control groups with a limit of processes may be made
+// (cgroups(7)).
 func pidsGroup() (string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

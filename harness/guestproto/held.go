@@ -1,7 +1,8 @@
 package guestproto
 
-// What [CallHold] takes hold of: the host lays it out under Where.Dir ([HeldLayout]), and gives it other names afterwards ([HeldMoves]), by itself or
-// by another guest of the share. [CallHeld] then looks whether each is still what it was.
+// What [CallHold] takes hold of: the host lays it out under Where.Dir ([HeldLayout]), and gives it
+// other names afterwards ([HeldMoves]), by itself or by another guest of the share. [CallHeld] then
+// looks whether each is still what it was.
 const (
 	HeldWorkingDirectory = "working-directory" // chdir(2) into it
 	HeldPathDirectory    = "path-directory"    // opened with O_PATH
@@ -55,8 +56,8 @@ func HeldNow(name string) string {
 	}
 }
 
-// HoldArgs says where the host has laid things out. Others is how many files of HeldOthers the guest looks up afterwards: the daemon may then have let
-// go of what it knew first.
+// HoldArgs says where the host has laid things out. Others is how many files of HeldOthers the
+// guest looks up afterwards: the daemon may then have let go of what it knew first.
 type HoldArgs struct {
 	Where
 	Others int `json:"others,omitempty"`
@@ -71,7 +72,8 @@ type Hold struct {
 // HeldArgs says of which directory.
 type HeldArgs struct{ Where }
 
-// Held has one check per thing held. Its name begins with the last word of Where.Dir and a hyphen. Afterwards nothing is held.
+// Held has one check per thing held. Its name begins with the last word of Where.Dir and a hyphen.
+// Afterwards nothing is held.
 type Held struct {
 	Checks []Check `json:"checks"`
 }

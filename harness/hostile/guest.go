@@ -694,8 +694,9 @@ func withFile(requests func(node, fh uint64) []fe.Request) func(*Env) (Outcome, 
 	}
 }
 
-// overlapping makes requests that are told as 1,001 descriptors of one buffer of 4 MiB each, so that they are of 4 GB; first is what the buffer
-// begins with, behind a header. They are posted at once, and come back within the time of one answer.
+// overlapping makes requests that are told as 1,001 descriptors of one buffer of 4 MiB each, so
+// that they are of 4 GB; first is what the buffer begins with, behind a header. They are posted at
+// once, and come back within the time of one answer.
 func (e *Env) overlapping(op fe.Opcode, first fe.Body) (Outcome, string) {
 	const size, times, together = 4 << 20, 1001, 16
 	m := e.Dev.Memory

@@ -152,7 +152,8 @@ func (e *Env) start() (Outcome, string) {
 	return sayMessage(err)
 }
 
-// fill gives the daemon a sparse file in slots that take all of 47 bits of addresses, large ones first, and has it work then.
+// fill gives the daemon a sparse file in slots that take all of 47 bits of addresses, large ones
+// first, and has it work then.
 func (e *Env) fill() (Outcome, string) {
 	fd, err := e.memfd(1 << 45)
 	if err != nil {

@@ -56,7 +56,8 @@ type Function struct {
 	Mutants          []*Mutant
 }
 
-// Package is a package of the daemon with all its mutants, and the source in which they can be switched on.
+// Package is a package of the daemon with all its mutants, and the source in which they can be
+// switched on.
 type Package struct {
 	Name      string // idmap
 	Functions []*Function
@@ -150,7 +151,8 @@ func Load(root, name string) (*Package, error) {
 	return p, p.compile(conf, pkg.Name(), files, source, roots)
 }
 
-// list asks the go command for a package's files and for what it and the added file import, compiled.
+// list asks the go command for a package's files and for what it and the added file import,
+// compiled.
 func list(root, pkg string) (files []string, exports map[string]string, err error) {
 	c := exec.Command("go", "list", "-deps", "-export", "-json=ImportPath,GoFiles,Export", pkg, "os", "strconv", "syscall")
 	c.Dir = root
@@ -338,7 +340,8 @@ func isNil(n ast.Node) bool {
 
 func (l *loader) constant(e ast.Expr) bool { return l.info.Types[e].Value != nil }
 
-// add puts a mutant on the range of n: instead is what stands there instead; was and now say what changed, from the offset on.
+// add puts a mutant on the range of n: instead is what stands there instead; was and now say what
+// changed, from the offset on.
 func (l *loader) add(n ast.Node, k kind, typ, operator, instead string, from, to token.Pos, now string) {
 	r := [2]int{l.offset(n.Pos()), l.offset(n.End())}
 	s := l.sites[r]

@@ -136,7 +136,8 @@ func sorted(s []string) []string {
 	return slices.Clone(s)
 }
 
-// What tests see is killed, what they do not see survives, and a second run has nothing to do, until a test or a function changes.
+// What tests see is killed, what they do not see survives, and a second run has nothing to do,
+// until a test or a function changes.
 func TestRun(t *testing.T) {
 	testenv.Need(t, "root")
 	root := tree(t)
@@ -171,7 +172,8 @@ func TestRun(t *testing.T) {
 		}
 		return all, left
 	}
-	// i-- does not end; | 0 made & 0 is seen by TestHalf, so the list is wrong there and does not count.
+	// i-- does not end; | 0 made & 0 is seen by TestHalf, so the list is wrong there and does not
+	// count.
 	got, left := run()
 	assert.Equal(t, "skkkktkkkkks ek nnnnnn ", got)
 	assert.Equal(t, 20, ran)

@@ -195,8 +195,9 @@ func (r *Runner) build(ctx context.Context) error {
 	return nil
 }
 
-// inside is a shell's command line that runs a program where it can do no harm: $1 is its temporary folder, the rest the program. All
-// processes end with the shell, which is the first of its namespace.
+// inside is a shell's command line that runs a program where it can do no harm: $1 is its temporary
+// folder, the rest the program. All processes end with the shell, which is the first of its
+// namespace.
 const inside = `mount --make-rprivate / && mount -t proc proc /proc && mount --bind "$1" "$1" && mount -t tmpfs shm /dev/shm && mount -o remount,bind,ro / || exit 125
 shift; ulimit -d 6000000; "$@"; exit $?`
 
@@ -232,7 +233,8 @@ func (r *Runner) program(ctx context.Context, limit time.Duration, on int, reach
 	return b.String(), status, took, nil
 }
 
-// baseline runs each test by itself, with no mutant on: what it takes, and which mutants it reaches.
+// baseline runs each test by itself, with no mutant on: what it takes, and which mutants it
+// reaches.
 func (r *Runner) baseline(ctx context.Context) error {
 	out, status, _, err := r.program(ctx, time.Minute, 0, "", "-test.list", ".")
 	if err != nil || status != 0 {

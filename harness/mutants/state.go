@@ -16,7 +16,8 @@ import (
 	"virtiofsd/harness/claim"
 )
 
-// StateFile and EquivalentFile are where outcomes are, and what changes nothing, from the root of the tree.
+// StateFile and EquivalentFile are where outcomes are, and what changes nothing, from the root of
+// the tree.
 const (
 	StateFile      = "docs/evidence/mutants.json"
 	EquivalentFile = "harness/mutants/equivalent.toml"
@@ -58,8 +59,8 @@ func ReadState(tree fs.FS) (*State, error) {
 	return s, nil
 }
 
-// Write keeps a package's state in the tree, one function a line, so that a change is a line of a difference. Other runs may be adding
-// other packages' to the file.
+// Write keeps a package's state in the tree, one function a line, so that a change is a line of a
+// difference. Other runs may be adding other packages' to the file.
 func (s *State) Write(root, name string) error {
 	dir, err := os.Open(filepath.Join(root, filepath.Dir(StateFile)))
 	if err != nil {
@@ -216,7 +217,8 @@ func ReadEquivalents(tree fs.FS) ([]Equivalent, error) {
 	return list.Mutants, nil
 }
 
-// Match finds the mutants of a package that the list names: to each its reason. An entry that names none, or several, is an error.
+// Match finds the mutants of a package that the list names: to each its reason. An entry that names
+// none, or several, is an error.
 func Match(p *Package, list []Equivalent) (map[*Mutant]string, error) {
 	reasons := map[*Mutant]string{}
 	for _, e := range list {

@@ -151,8 +151,9 @@ type DrivenArgs struct {
 	Only string `json:"only"` // a regular expression for names of cases; "" is all
 }
 
-// Driven is what daemons answered on hosts of other kinds, and to drivers of other kinds (package driver). A check that is unsupported is one that the
-// daemon has no option for; one that was skipped, one that the machine lacks something for.
+// Driven is what daemons answered on hosts of other kinds, and to drivers of other kinds (package
+// driver). A check that is unsupported is one that the daemon has no option for; one that was
+// skipped, one that the machine lacks something for.
 type Driven struct {
 	Checks []guestproto.Check `json:"checks"`
 }

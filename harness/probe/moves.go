@@ -26,7 +26,8 @@ type MovesArgs struct {
 	Dir    string `json:"dir"` // under the share's root
 	Do     string `json:"do"`
 	Others int    `json:"others,omitempty"` // files of guestproto.HeldOthers, to lay
-	// By says who moves: "" is the host, "guest" another guest of the same share, through a daemon of its own.
+	// By says who moves: "" is the host, "guest" another guest of the same share, through a daemon
+	// of its own.
 	By string `json:"by,omitempty"`
 }
 
@@ -57,7 +58,8 @@ func (h HostMover) Rename(from, to string) error {
 // Remove removes a name.
 func (h HostMover) Remove(name string) error { return os.Remove(filepath.Join(h.Share, name)) }
 
-// LayOut makes what guestproto.CallHold takes hold of. All of it belongs to the directory's owner, as the guest's root may have no rights over others' files.
+// LayOut makes what guestproto.CallHold takes hold of. All of it belongs to the directory's owner,
+// as the guest's root may have no rights over others' files.
 func LayOut(share string, a MovesArgs) (*Moves, error) {
 	dir := filepath.Join(share, filepath.Clean("/"+a.Dir))
 	m := &Moves{}
@@ -131,7 +133,8 @@ func sortedMoves() []string {
 	return all
 }
 
-// Look sees whether what the guest made, and what it wrote, is in what was moved, and nothing at the old names.
+// Look sees whether what the guest made, and what it wrote, is in what was moved, and nothing at
+// the old names.
 func Look(share string, a MovesArgs) *Moves {
 	dir := filepath.Join(share, filepath.Clean("/"+a.Dir))
 	m := &Moves{}

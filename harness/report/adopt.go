@@ -21,11 +21,12 @@ import (
 	"virtiofsd/harness/verdict"
 )
 
-// Adopt makes the run in runDir the evidence from which the pages of the tree are made: docs/evidence is replaced. Copied are run.json,
-// and of each cell what became of it, its command line and the observations, without what no rule reads (logs, the kernel's
-// messages). The records are judged anew, by the claims and rules of the tree; so adopting docs/evidence itself brings it up to date
-// with them. Cells of scenarios that the tree does not have are left out. Other files of docs/evidence (benchmarks, the
-// self-test, mutants) stay as they are.
+// Adopt makes the run in runDir the evidence from which the pages of the tree are made:
+// docs/evidence is replaced. Copied are run.json, and of each cell what became of it, its command
+// line and the observations, without what no rule reads (logs, the kernel's messages). The records
+// are judged anew, by the claims and rules of the tree; so adopting docs/evidence itself brings it
+// up to date with them. Cells of scenarios that the tree does not have are left out. Other files of
+// docs/evidence (benchmarks, the self-test, mutants) stay as they are.
 //
 // Paths of the machine become words: {work} is a cell's work directory, {share}, {outside} and {socket} what is in it, {run} the run's
 // folder; paths in the tree become relative, and what else looks like somebody's machine becomes {path}. A broken run is not adopted.
@@ -77,8 +78,8 @@ func Adopt(runDir, root string) error {
 	return nil
 }
 
-// AdoptBeside adopts the scenarios of a run and keeps the evidence of all others: what is new or has changed is measured alone. run.json says which
-// scenarios were measured by which run.
+// AdoptBeside adopts the scenarios of a run and keeps the evidence of all others: what is new or
+// has changed is measured alone. run.json says which scenarios were measured by which run.
 func AdoptBeside(runDir, root string) error {
 	dir, err := os.MkdirTemp("", "vfsadopt-")
 	if err != nil {

@@ -43,7 +43,8 @@ func (b *book) measured() string {
 	return s.String()
 }
 
-// besideLines say which scenarios were measured by later runs, and by which builds where those are others.
+// besideLines say which scenarios were measured by later runs, and by which builds where those are
+// others.
 func besideLines(all []result.Run) []string {
 	var lines []string
 	for _, r := range all {

@@ -17,7 +17,8 @@ const (
 	mutantsEnd   = "<!-- to here -->\n"
 )
 
-// trackRecordPage is that page with the table of mutants as the outcomes have it; nil where there is none.
+// trackRecordPage is that page with the table of mutants as the outcomes have it; nil where there
+// is none.
 func trackRecordPage(tree fs.FS) ([]byte, error) {
 	page, err := fs.ReadFile(tree, trackRecord)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -130,7 +130,8 @@ type Run struct {
 	Impls     []Identity        `json:"impls"`
 	Kernels   []Identity        `json:"kernels"`
 	Scenarios []string          `json:"scenarios"`
-	// Beside are later runs whose scenarios stand in the folder instead of, or beside, this run's. A scenario is in one of the lists only.
+	// Beside are later runs whose scenarios stand in the folder instead of, or beside, this run's.
+	// A scenario is in one of the lists only.
 	Beside []Run `json:"beside,omitempty"`
 }
 

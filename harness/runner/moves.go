@@ -70,7 +70,8 @@ func (c *cell) secondGuest(ctx context.Context) (guestMover, func(), error) {
 // guestMover renames as a guest does: by requests.
 type guestMover struct{ f *frontend.FUSE }
 
-// parent looks up the directory of a path, and the name in it, as a kernel does that is to rename or remove it.
+// parent looks up the directory of a path, and the name in it, as a kernel does that is to rename
+// or remove it.
 func (g guestMover) parent(name string) (node uint64, base string, err error) {
 	dir, base := path.Split(name)
 	node = frontend.RootNode

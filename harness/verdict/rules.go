@@ -674,7 +674,8 @@ func older(v *View, than [2]int) bool {
 	return slices.Compare(is[:], than[:]) < 0
 }
 
-// stepsOf are the steps that ran a probe, in order; without any, the probe's name, so that its lack is found.
+// stepsOf are the steps that ran a probe, in order; without any, the probe's name, so that its lack
+// is found.
 func stepsOf(v *View, probe string) []string {
 	var all []string
 	for _, o := range v.Observations {

@@ -1,5 +1,6 @@
-// Package winfs sends what Windows' driver for virtio-fs sends (virtio-win's viofs: virtiofs.exe above WinFsp, and its kernel driver), request by
-// request. It differs from Linux's in what a daemon has to know of:
+// Package winfs sends what Windows' driver for virtio-fs sends (virtio-win's viofs: virtiofs.exe
+// above WinFsp, and its kernel driver), request by request. It differs from Linux's in what a
+// daemon has to know of:
 //
 //   - INIT is of FUSE 7.31, 16 bytes long, and negotiates READDIRPLUS and MAX_PAGES.
 //   - Each path is walked anew from node 1, and the root itself is looked up as ".", links by their targets, with ".." in them.

@@ -15,14 +15,17 @@ import (
 	"virtiofsd/harness/guestproto"
 )
 
-// Session carries requests to a daemon: a *frontend.FUSE whose device is running and that has not sent INIT.
+// Session carries requests to a daemon: a *frontend.FUSE whose device is running and that has not
+// sent INIT.
 type Session interface {
 	Do(frontend.Request) (frontend.Reply, error)
 }
 
-// Replay mounts the share that a session leads to as Windows' driver does, lists it, makes, opens, writes, reads, renames and deletes files and
-// directories in a directory of its own name, asks for their security by name, and leaves. The share has to be writable for uid 0 and for the root's
-// owner; where all checks pass it is as it was afterwards. Each check is one thing that a program in Windows does; a check that could not be reached is not among them.
+// Replay mounts the share that a session leads to as Windows' driver does, lists it, makes, opens,
+// writes, reads, renames and deletes files and directories in a directory of its own name, asks for
+// their security by name, and leaves. The share has to be writable for uid 0 and for the root's
+// owner; where all checks pass it is as it was afterwards. Each check is one thing that a program
+// in Windows does; a check that could not be reached is not among them.
 func Replay(s Session) []guestproto.Check {
 	r := &replay{s: s, lookups: map[uint64]uint64{}, stack: 0x9e37}
 	for _, step := range []struct {
@@ -322,7 +325,8 @@ func (r *replay) createAndWrite() error {
 	return r.close(node, fh, false)
 }
 
-// names reads a directory as ReadDirectory does, or, not plus, as IsEmptyDirectory and the search without case do.
+// names reads a directory as ReadDirectory does, or, not plus, as IsEmptyDirectory and the search
+// without case do.
 func (r *replay) names(path string, plus bool) ([]string, error) {
 	e, err := r.find(path)
 	if err != nil {
@@ -488,7 +492,8 @@ func (r *replay) setSize() error {
 	return r.remove(dirName+"/sized", node, false)
 }
 
-// links is SetReparsePoint, and a path through what it makes. A link's target is a path from the root to the driver.
+// links is SetReparsePoint, and a path through what it makes. A link's target is a path from the
+// root to the driver.
 func (r *replay) links() error {
 	for name, target := range map[string]string{"to-file": dirName + "/File.txt", "to-dir": dirName + "/sub", "up": dirName + "/sub/.."} {
 		b, err := r.symlink(dirName+"/"+name, target)
@@ -625,7 +630,8 @@ func (r *replay) rename() error {
 	return r.close(e.Node, fh, false)
 }
 
-// remove is Cleanup with FspCleanupDelete: what is deleted is forgotten at once, by as many lookups as were counted.
+// remove is Cleanup with FspCleanupDelete: what is deleted is forgotten at once, by as many lookups
+// as were counted.
 func (r *replay) remove(path string, node uint64, dir bool) error {
 	parent, name, err := r.walk(path)
 	if err != nil {
@@ -672,7 +678,8 @@ func (r *replay) delete() error {
 	return nil
 }
 
-// ignoreCase is NameAwareRequest where names are the same in any case: a name that is not found is searched for.
+// ignoreCase is NameAwareRequest where names are the same in any case: a name that is not found is
+// searched for.
 func (r *replay) ignoreCase() error {
 	if _, err := r.find("/" + strings.ToUpper(dirName)); !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("a name in capitals: %v, not ENOENT", err)

@@ -34,7 +34,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// replay has a live daemon serve Windows' driver, twice: a second mount begins where the first has ended.
+// replay has a live daemon serve Windows' driver, twice: a second mount begins where the first has
+// ended.
 func replay(t *testing.T, d frontend.Daemon) {
 	dir, err := os.MkdirTemp("", "winfs") // t.TempDir may be too long for a socket's path
 	require.NoError(t, err)

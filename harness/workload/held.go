@@ -14,7 +14,8 @@ import (
 	"virtiofsd/harness/guestproto"
 )
 
-// Holding is what the guest holds of a share between the calls hold and held. The zero value holds nothing.
+// Holding is what the guest holds of a share between the calls hold and held. The zero value holds
+// nothing.
 type Holding struct {
 	dir    string            // where the host laid things out
 	fds    map[string]int    // O_PATH descriptors by name
@@ -27,10 +28,12 @@ type Holding struct {
 	failed error  // why nothing is held
 }
 
-// believed is longer than a guest believes what it was told with cache=auto: attributes are asked for again.
+// believed is longer than a guest believes what it was told with cache=auto: attributes are asked
+// for again.
 const believed = 1100 * time.Millisecond
 
-// hold takes hold of what the host has laid out. What fails here is no fact about renames, and so an error.
+// hold takes hold of what the host has laid out. What fails here is no fact about renames, and so
+// an error.
 func (e *Env) hold(a guestproto.HoldArgs) (_ guestproto.Hold, err error) {
 	var r guestproto.Hold
 	p, err := e.place(a.Where, guestproto.CallHold)
@@ -143,7 +146,8 @@ func (h *Holding) overlay(name string) error {
 		h.why = "the guest's kernel has no overlay file system"
 		return nil
 	}
-	// The upper directory has to be on a file system that can be one: not on an overlay, as a test's temporary directory may be.
+	// The upper directory has to be on a file system that can be one: not on an overlay, as a
+	// test's temporary directory may be.
 	upper := filepath.Join(h.tmp, "upper")
 	if err := errors.Join(os.Mkdir(upper, 0o755), unix.Mount("none", upper, "tmpfs", 0, "size=1m")); err != nil {
 		return err

@@ -20,7 +20,8 @@ import (
 // heldEnv names what a test's own process does to the directory that it holds.
 const heldEnv = "VFSMATRIX_HELD"
 
-// inMountNamespace runs the test again in a process with mounts of its own, as what holds changes its working directory and mounts. It returns false there.
+// inMountNamespace runs the test again in a process with mounts of its own, as what holds changes
+// its working directory and mounts. It returns false there.
 func inMountNamespace(t *testing.T, do string) bool {
 	t.Helper()
 	if os.Getenv(heldEnv) == do {

@@ -265,14 +265,16 @@ func (p *parent) run(ctx context.Context) error {
 	return p.await(ctx, c, ended)
 }
 
-// How long the serving process may take to end once it was asked to, and once it was killed. It gives requests that are under way 0.8 s itself.
+// How long the serving process may take to end once it was asked to, and once it was killed. It
+// gives requests that are under way 0.8 s itself.
 const (
 	stopPatience = 5 * time.Second
 	killPatience = 2 * time.Second
 )
 
-// await waits until the serving process has ended. One that does not do so when it is asked to is killed: its threads may be stuck in the front-end's memory, or in a
-// file system of the host, and one that cannot even be killed, as it waits in the kernel, is left behind.
+// await waits until the serving process has ended. One that does not do so when it is asked to is
+// killed: its threads may be stuck in the front-end's memory, or in a file system of the host, and
+// one that cannot even be killed, as it waits in the kernel, is left behind.
 func (p *parent) await(ctx context.Context, c *sandbox.Child, ended <-chan int) error {
 	asked := ctx.Done()
 	var overdue <-chan time.Time
@@ -471,7 +473,8 @@ func engine(o config.Options, t *sandbox.Threads) vhostuser.Config {
 	return c
 }
 
-// lockWaits is how many requests may wait for a lock where there are so many workers beyond the queues' first ones: some are left for others.
+// lockWaits is how many requests may wait for a lock where there are so many workers beyond the
+// queues' first ones: some are left for others.
 func lockWaits(extras int) int { return max(1, extras*3/4) }
 
 // limits says what fewer threads than could be used come to.

@@ -74,8 +74,9 @@ func newPidFile(socket string) (*pidFile, error) {
 
 var errNotOurs = errors.New("there is something that this user has not made")
 
-// openPidFile makes the file, or opens one that a daemon of this user has left behind. In a folder that others may write to as well it does not write to
-// what they have put there, be it another name of a file of ours.
+// openPidFile makes the file, or opens one that a daemon of this user has left behind. In a folder
+// that others may write to as well it does not write to what they have put there, be it another
+// name of a file of ours.
 func openPidFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if !errors.Is(err, fs.ErrExist) {

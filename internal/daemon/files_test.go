@@ -29,8 +29,8 @@ func TestMostFilesLeaveTheHostSome(t *testing.T) {
 	}
 }
 
-// TestPidFileIsOurOwn: in a folder that others may write to, what they have put in the pid file's place is neither written to nor waited for, and at the end only
-// our own is removed.
+// TestPidFileIsOurOwn: in a folder that others may write to, what they have put in the pid file's
+// place is neither written to nor waited for, and at the end only our own is removed.
 func TestPidFileIsOurOwn(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := t.TempDir()

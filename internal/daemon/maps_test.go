@@ -16,8 +16,9 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// TestMapsLetGoOfTheLaunchersIDs: whatever is mapped, the serving process works as ids of its user namespace, which every thread can take again after it has
-// acted for a guest's user; what the launcher alone may read is not the guest's, and a guest's user that is not mapped gets EPERM.
+// TestMapsLetGoOfTheLaunchersIDs: whatever is mapped, the serving process works as ids of its user
+// namespace, which every thread can take again after it has acted for a guest's user; what the
+// launcher alone may read is not the guest's, and a guest's user that is not mapped gets EPERM.
 func TestMapsLetGoOfTheLaunchersIDs(t *testing.T) {
 	const ok = "ok"
 	for _, c := range []struct {
@@ -76,7 +77,8 @@ func TestMapsLetGoOfTheLaunchersIDs(t *testing.T) {
 	}
 }
 
-// everyThreadIs looks at the real, effective, saved and file system's ids of every thread, as the host sees them.
+// everyThreadIs looks at the real, effective, saved and file system's ids of every thread, as the
+// host sees them.
 func everyThreadIs(t *testing.T, pid, uid, gid int) {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -96,7 +98,8 @@ func everyThreadIs(t *testing.T, pid, uid, gid int) {
 	assert.Equal(t, map[string]bool{"Uid " + four(uid): true, "Gid " + four(gid): true}, seen)
 }
 
-// TestIDsThatAreNotAlikeBecomeSo: a real or saved id that is another could be taken by who takes the process over.
+// TestIDsThatAreNotAlikeBecomeSo: a real or saved id that is another could be taken by who takes
+// the process over.
 func TestIDsThatAreNotAlikeBecomeSo(t *testing.T) {
 	for _, wrap := range []string{"setpriv --ruid=1500 --", "setpriv --rgid=1500 --clear-groups --"} {
 		for _, mode := range []string{"none", "chroot", "pivot_root", "namespace"} {
@@ -111,7 +114,8 @@ func TestIDsThatAreNotAlikeBecomeSo(t *testing.T) {
 	}
 }
 
-// TestGroupsAreDroppedWhereSeveralAreMapped: --no-fail-setgroups, which some launchers always give, changes nothing there, and one line says so.
+// TestGroupsAreDroppedWhereSeveralAreMapped: --no-fail-setgroups, which some launchers always give,
+// changes nothing there, and one line says so.
 func TestGroupsAreDroppedWhereSeveralAreMapped(t *testing.T) {
 	testenv.Need(t, "userns", "newuidmap")
 	for _, l := range []launcher{

@@ -15,8 +15,10 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// TestWhatRemainsOfADirectoryMovedOut has the host move a directory that the guest knows out of the share, to a folder beside it. What the guest can do to it and below it
-// from then on is as with any process that has a directory open; it is the table of SECURITY.md. Its new parent is never reached.
+// TestWhatRemainsOfADirectoryMovedOut has the host move a directory that the guest knows out of the
+// share, to a folder beside it. What the guest can do to it and below it from then on is as with
+// any process that has a directory open; it is the table of SECURITY.md. Its new parent is never
+// reached.
 func TestWhatRemainsOfADirectoryMovedOut(t *testing.T) {
 	testenv.Need(t, "root", "userns")
 	const open = "attributes ok, read ok, write ok, open ok, look up ok, create ok, list ok, remove ok"
@@ -30,7 +32,8 @@ func TestWhatRemainsOfADirectoryMovedOut(t *testing.T) {
 		{"none, Landlock", launcher{args: "--sandbox=none --landlock=on"}, landlocked},
 		{"chroot", launcher{args: "--sandbox=chroot --inode-file-handles=prefer"}, open},
 		{"chroot, Landlock", launcher{args: "--sandbox=chroot --landlock=on"}, landlocked},
-		// Where the share is a mount of its own, Landlock takes what no longer hangs below the mount's root for what is in it (security/landlock/fs.c).
+		// Where the share is a mount of its own, Landlock takes what no longer hangs below the
+		// mount's root for what is in it (security/landlock/fs.c).
 		{"pivot_root", launcher{args: "--sandbox=pivot_root --inode-file-handles=prefer"}, open},
 		{"pivot_root, Landlock", launcher{args: "--sandbox=pivot_root --landlock=on"}, open},
 		{"namespace", launcher{args: "--inode-file-handles=prefer"}, open},
@@ -101,8 +104,8 @@ func TestWhatRemainsOfADirectoryMovedOut(t *testing.T) {
 	}
 }
 
-// TestWhatIsMountedLater: a mount that the host makes below the share while it is served appears with the flags that the host gave it, in every mode, and --readonly
-// holds for it, too.
+// TestWhatIsMountedLater: a mount that the host makes below the share while it is served appears
+// with the flags that the host gave it, in every mode, and --readonly holds for it, too.
 func TestWhatIsMountedLater(t *testing.T) {
 	testenv.Need(t, "root", "userns")
 	for _, l := range []launcher{{args: "--sandbox=none"}, {args: "--sandbox=chroot"}, {args: "--sandbox=pivot_root"}, {}, {as: user()}} {

@@ -15,7 +15,8 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// outerEnv has the test's program run another under a filter that ends processes for the calls that it names.
+// outerEnv has the test's program run another under a filter that ends processes for the calls that
+// it names.
 const outerEnv = "VIRTIOFSD_TEST_OUTER"
 
 func underFilter(calls string, argv []string) error {
@@ -31,11 +32,12 @@ func underFilter(calls string, argv []string) error {
 	return syscall.Exec(path, argv, os.Environ())
 }
 
-// systemService are the calls of the daemon that systemd's set @system-service lacks (systemd 252, systemd-analyze syscall-filter).
+// systemService are the calls of the daemon that systemd's set @system-service lacks (systemd 252,
+// systemd-analyze syscall-filter).
 const systemService = "mount,umount2,pivot_root,chroot,open_tree,move_mount,mount_setattr,landlock_create_ruleset,landlock_add_rule,landlock_restrict_self,open_by_handle_at,mincore"
 
-// TestCallersFilterIsToldOf: where the caller's filter would end the daemon for a call of its sandbox, it does not start, and says which calls these are; a mode that makes none of
-// them works.
+// TestCallersFilterIsToldOf: where the caller's filter would end the daemon for a call of its
+// sandbox, it does not start, and says which calls these are; a mode that makes none of them works.
 func TestCallersFilterIsToldOf(t *testing.T) {
 	testenv.Need(t, "root")
 	wrap := func(calls string) string { return fmt.Sprintf("env %s=%s %s", outerEnv, calls, os.Args[0]) }

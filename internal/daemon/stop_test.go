@@ -12,8 +12,9 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// TestStopHasABound: SIGTERM ends the daemon also where its serving process cannot do anything any more. A process that is stopped stands for one whose threads wait
-// for a page of the front-end's memory, of which Go's runtime can stop none.
+// TestStopHasABound: SIGTERM ends the daemon also where its serving process cannot do anything any
+// more. A process that is stopped stands for one whose threads wait for a page of the front-end's
+// memory, of which Go's runtime can stop none.
 func TestStopHasABound(t *testing.T) {
 	testenv.Need(t, "root", "userns")
 	for _, l := range []launcher{

@@ -45,8 +45,9 @@ func lock(fh, owner uint64, kind uint32) []byte {
 	return b
 }
 
-// TestThreadsAreBounded: where the host allows few threads, a guest whose requests block gets fewer of them served at once, or ENOLCK for waiting
-// locks. The daemon lives, answers other requests, and goes on as before when the locks are given up.
+// TestThreadsAreBounded: where the host allows few threads, a guest whose requests block gets fewer
+// of them served at once, or ENOLCK for waiting locks. The daemon lives, answers other requests,
+// and goes on as before when the locks are given up.
 func TestThreadsAreBounded(t *testing.T) {
 	testenv.Need(t, "root")
 	const waiting = 60
@@ -169,7 +170,8 @@ func list(t *testing.T, f *frontend.FUSE) {
 	assert.Greater(t, n, 400)
 }
 
-// TestTooFewThreads: the daemon does not start where it could not serve, --check says so before, and either says what to raise.
+// TestTooFewThreads: the daemon does not start where it could not serve, --check says so before,
+// and either says what to raise.
 func TestTooFewThreads(t *testing.T) {
 	const least = 24
 	for _, c := range []struct {

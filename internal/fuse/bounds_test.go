@@ -28,7 +28,8 @@ type countingFS struct{ *counting }
 
 func (countingFS) Interrupt(int) {}
 
-// A request is no larger than WRITE may be, whatever its descriptors say: they may name the same memory again and again.
+// A request is no larger than WRITE may be, whatever its descriptors say: they may name the same
+// memory again and again.
 func TestRequestsAreNoLargerThanWrite(t *testing.T) {
 	const most = fuse.MaxWrite + 4096
 	c := &counting{}

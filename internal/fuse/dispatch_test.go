@@ -16,7 +16,8 @@ import (
 	"virtiofsd/internal/fuseabi"
 )
 
-// scribe writes down every call, the ends of what changes something among them, and fails each; or succeeds, with answers of its own.
+// scribe writes down every call, the ends of what changes something among them, and fails each; or
+// succeeds, with answers of its own.
 type scribe struct {
 	*ours
 	accept fuseabi.InitFlags // what INIT uses of what is offered
@@ -150,8 +151,8 @@ func by[I any](op fuseabi.Opcode, in *I, tail []byte) []byte {
 	return raw
 }
 
-// Each operation is one call, with all that the request says and the caller's ids, and the call's error is the answer. What may change names or
-// attributes says so before and after.
+// Each operation is one call, with all that the request says and the caller's ids, and the call's
+// error is the answer. What may change names or attributes says so before and after.
 func TestEachOperationIsOneCall(t *testing.T) {
 	d := newDesk(t, 0)
 	var noent, nodata int32 = -int32(unix.ENOENT), -int32(unix.ENODATA)
@@ -288,7 +289,8 @@ func TestAnswersAreWhatTheFileSystemSays(t *testing.T) {
 	assert.Zero(t, d.ses.Malformed())
 }
 
-// Names are checked before anything is done: none is empty, endless, longer than 255 bytes, or leads somewhere.
+// Names are checked before anything is done: none is empty, endless, longer than 255 bytes, or
+// leads somewhere.
 func TestNamesAreChecked(t *testing.T) {
 	long := string(bytes.Repeat([]byte{'n'}, 256))
 	var inval, toolong int32 = -int32(unix.EINVAL), -int32(unix.ENAMETOOLONG)
@@ -397,7 +399,8 @@ func TestSizesFitToTheByte(t *testing.T) {
 	assert.EqualValues(t, silence, status, "no room for a header")
 	assert.Equal(t, before+1, d.ses.Malformed())
 
-	// An attribute is 64 KiB at most, and what is announced beyond that is no mistake of the protocol's.
+	// An attribute is 64 KiB at most, and what is announced beyond that is no mistake of the
+	// protocol's.
 	value := append(z("a"), data[:1<<16+1]...)
 	status, _ = d.ask(by(fuseabi.OpSetxattr, &fuseabi.SetxattrCompatIn{Size: 1 << 16}, value), 16)
 	assert.Equal(t, -int32(unix.ENODATA), status)

@@ -30,11 +30,13 @@ type Caller struct {
 type Filesystem interface {
 	// Init starts a session: it forgets all inodes and open files and returns which of the offered flags to use.
 	Init(offered fuseabi.InitFlags) fuseabi.InitFlags
-	// NewThread makes the file system's side of one of a queue's workers. It is called on the thread that will make all calls to it.
+	// NewThread makes the file system's side of one of a queue's workers. It is called on the
+	// thread that will make all calls to it.
 	NewThread(queue int) (Thread, error)
 	// Reset forgets all inodes and open files.
 	Reset()
-	// Interrupt ends the calls of a queue's workers that wait for something a guest may never do, such as a lock to be given up.
+	// Interrupt ends the calls of a queue's workers that wait for something a guest may never do,
+	// such as a lock to be given up.
 	Interrupt(queue int)
 }
 
@@ -47,7 +49,8 @@ type Thread interface {
 	// Ahead does a little of what the next request is likely to ask for, while there is none, and reports whether more of it is left.
 	Ahead() (more bool)
 
-	// Lookup finds by "." the node itself, of whatever type, and by ".." the directory that a directory lies in, which is never above the root.
+	// Lookup finds by "." the node itself, of whatever type, and by ".." the directory that a
+	// directory lies in, which is never above the root.
 	Lookup(parent uint64, name Name, out *fuseabi.EntryOut) unix.Errno
 	Forget(node, n uint64)
 	Getattr(in *fuseabi.GetattrIn, out *fuseabi.AttrOut) unix.Errno

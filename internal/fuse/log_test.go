@@ -16,7 +16,8 @@ import (
 	"virtiofsd/internal/fuseabi"
 )
 
-// A guest can send any of these as often as it likes: whichever it takes, it does not fill the host's log, whatever the level of that is.
+// A guest can send any of these as often as it likes: whichever it takes, it does not fill the
+// host's log, whatever the level of that is.
 func TestAGuestDoesNotFillTheLog(t *testing.T) {
 	initial := func(major, minor uint32) []byte {
 		return encode(fuseabi.OpInit, 0, 1, &fuseabi.InitIn{Major: major, Minor: minor}, nil, nil)
@@ -53,8 +54,8 @@ func TestAGuestDoesNotFillTheLog(t *testing.T) {
 	}
 }
 
-// Windows' driver leaves in the header's last field, which was padding before extensions, whatever its stack held there. It negotiates nothing that
-// has extensions, so that is no length of any.
+// Windows' driver leaves in the header's last field, which was padding before extensions, whatever
+// its stack held there. It negotiates nothing that has extensions, so that is no length of any.
 func TestExtensionsAreReadWhereTheyWereNegotiated(t *testing.T) {
 	for _, padding := range []uint16{0, 1, 5, 0x7ff, 0xffff} {
 		r := newRig(t, 0)

@@ -56,7 +56,8 @@ func (s *Session) Reset() {
 	s.fs.Reset()
 }
 
-// Interrupt ends, with an error to the guest, what a queue's workers wait for inside Serve that a guest may never do.
+// Interrupt ends, with an error to the guest, what a queue's workers wait for inside Serve that a
+// guest may never do.
 func (s *Session) Interrupt(queue int) { s.fs.Interrupt(queue) }
 
 // Flags are the negotiated INIT flags.
@@ -78,7 +79,8 @@ func (s *Session) malformed(h *fuseabi.InHeader, why string) {
 	}
 }
 
-// mayLog is asked before each line that a guest's request is the reason of, of whatever level: a hostile guest must not fill the host's log.
+// mayLog is asked before each line that a guest's request is the reason of, of whatever level: a
+// hostile guest must not fill the host's log.
 func (s *Session) mayLog() bool {
 	n := s.lines.Add(1)
 	if n == mostLines+1 {

@@ -244,8 +244,9 @@ func (w *Worker) str(max int) (Name, unix.Errno) {
 	return n, 0
 }
 
-// anyName takes the next name of a directory entry, of which "." and ".." are two: LOOKUP finds the directory itself by the one and what it lies in
-// by the other. So Windows' driver finds the root, and Linux what it exports by NFS (fs/fuse/inode.c, fuse_get_dentry and fuse_get_parent).
+// anyName takes the next name of a directory entry, of which "." and ".." are two: LOOKUP finds the
+// directory itself by the one and what it lies in by the other. So Windows' driver finds the root,
+// and Linux what it exports by NFS (fs/fuse/inode.c, fuse_get_dentry and fuse_get_parent).
 func (w *Worker) anyName() (Name, unix.Errno) {
 	n, e := w.str(maxNameLen)
 	if e != 0 {
@@ -258,7 +259,8 @@ func (w *Worker) anyName() (Name, unix.Errno) {
 	return n, 0
 }
 
-// name takes the next name of what can be made, removed or renamed: with "." or ".." a request could leave the shared directory.
+// name takes the next name of what can be made, removed or renamed: with "." or ".." a request
+// could leave the shared directory.
 func (w *Worker) name() (Name, unix.Errno) {
 	n, e := w.anyName()
 	if e == 0 && n.Dots() {

@@ -51,7 +51,8 @@ func newLazy(t *testing.T, flags fuseabi.InitFlags) (*lazy, *desk) {
 	return l, d
 }
 
-// What was put off comes first; then, in a list of entries, the next of them, and only there. FORGET ends no list.
+// What was put off comes first; then, in a list of entries, the next of them, and only there.
+// FORGET ends no list.
 func TestIdleTime(t *testing.T) {
 	l, d := newLazy(t, 0)
 	list := by(fuseabi.OpReaddirplus, &fuseabi.ReadIn{Size: 300}, nil)
@@ -112,7 +113,8 @@ func TestAbort(t *testing.T) {
 	assert.Equal(t, []string{"interrupt 3 []"}, []string(l.got))
 }
 
-// Extensions are the caller's groups and labels, each where it was negotiated, and of one request alone.
+// Extensions are the caller's groups and labels, each where it was negotiated, and of one request
+// alone.
 func TestExtensionsAreOfOneRequest(t *testing.T) {
 	groupsOnly, labelsOnly := fuseabi.CreateSuppGroup, fuseabi.SecurityCtx
 	mkdir := func(ext []byte) []byte { return encode(fuseabi.OpMkdir, 5, 9, &fuseabi.MkdirIn{}, z("name567"), ext) }
@@ -160,7 +162,8 @@ func TestExtensionsAreOfOneRequest(t *testing.T) {
 	assert.Empty(t, l.callers)
 }
 
-// A request's own errors are counted, each once: half a header, an answer before INIT, arguments and requests that are too long.
+// A request's own errors are counted, each once: half a header, an answer before INIT, arguments
+// and requests that are too long.
 func TestProtocolErrorsAreCounted(t *testing.T) {
 	_, d := newLazy(t, 0)
 	raw := by(fuseabi.OpStatfs, &none{}, nil)

@@ -158,7 +158,8 @@ func TestEmptyPieceAtTheEnd(t *testing.T) {
 	assert.Panics(t, func() { v.Sub(1, page) })
 }
 
-// A file system that likes large reads is not one of huge pages: pages of its files are mapped one by one.
+// A file system that likes large reads is not one of huge pages: pages of its files are mapped one
+// by one.
 func TestPreferredSizeIsNoPage(t *testing.T) {
 	testenv.Need(t, "root")
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)

@@ -36,8 +36,8 @@ func New(regions []vhostabi.MemRegion, fds []int) (*Table, error) {
 	return (&Table{}).Replace(regions, fds)
 }
 
-// Replace maps the regions, each from the descriptor at the same place in fds, in place of those of t, which stays as it was and is dropped
-// apart. The descriptors stay the caller's.
+// Replace maps the regions, each from the descriptor at the same place in fds, in place of those of
+// t, which stays as it was and is dropped apart. The descriptors stay the caller's.
 func (t *Table) Replace(regions []vhostabi.MemRegion, fds []int) (*Table, error) {
 	made := &Table{space: t.space}
 	for i, r := range regions {
@@ -122,18 +122,20 @@ func (t *Table) Drop() {
 // Len is the number of regions.
 func (t *Table) Len() int { return len(t.regions) }
 
-// space is what the tables of one front-end have mapped in all, those included that are replaced and still in use. Where addresses or mappings
-// run out, Go's runtime ends the process.
+// space is what the tables of one front-end have mapped in all, those included that are replaced
+// and still in use. Where addresses or mappings run out, Go's runtime ends the process.
 type space struct {
 	bytes    uint64
 	mappings int
 }
 
 const (
-	// mostBytes is half of what x86-64 has for a process, and mostMappings a small part of what Linux permits (vm.max_map_count).
+	// mostBytes is half of what x86-64 has for a process, and mostMappings a small part of what
+	// Linux permits (vm.max_map_count).
 	mostBytes    = 64 << 40
 	mostMappings = 4 * MaxRegions
-	// ownBytes is what has to be left for the daemon itself: a guest that knows a million files takes less than that.
+	// ownBytes is what has to be left for the daemon itself: a guest that knows a million files
+	// takes less than that.
 	ownBytes = 1 << 30
 )
 

@@ -211,7 +211,8 @@ func TestAsManySlotsAsKVM(t *testing.T) {
 	assert.Zero(t, mappings(t))
 }
 
-// What a front-end has mapped leaves the daemon room for itself, whatever the memory costs the front-end: it may be a sparse file.
+// What a front-end has mapped leaves the daemon room for itself, whatever the memory costs the
+// front-end: it may be a sparse file.
 func TestFrontEndLeavesAddressesToTheDaemon(t *testing.T) {
 	const tib = 1 << 40
 	fd := memfd(t, tib, 0)

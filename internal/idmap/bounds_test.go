@@ -13,7 +13,8 @@ func TestMapIsWrittenAsItsOptions(t *testing.T) {
 	assert.Equal(t, ":0:1000:1: :1:100000:65535:", Map{{0, 1000, 1}, {1, 100000, 65535}}.String())
 }
 
-// What stands at the ends is what tells a range from something else: the delimiter, four of them, nothing behind the last.
+// What stands at the ends is what tells a range from something else: the delimiter, four of them,
+// nothing behind the last.
 func TestDelimiterIsNeitherLetterNorDigit(t *testing.T) {
 	for _, s := range []string{"a1a2a3a", "010200300", "1:2:3:4:"} {
 		_, err := Parse(s)
@@ -26,7 +27,8 @@ func TestDelimiterIsNeitherLetterNorDigit(t *testing.T) {
 	assert.Equal(t, Range{1, 2, 3}, r)
 }
 
-// 4294967295 is no id: (uid_t)-1 means "none", and the kernel refuses a range with it (kernel/user_namespace.c, map_write: first + count).
+// 4294967295 is no id: (uid_t)-1 means "none", and the kernel refuses a range with it
+// (kernel/user_namespace.c, map_write: first + count).
 func TestLastIdThatCanBeMapped(t *testing.T) {
 	const last = 1<<32 - 2
 	assert.NoError(t, Map{{last, 0, 1}}.Validate())
@@ -51,7 +53,8 @@ func TestAsManyRangesAsTheKernelTakes(t *testing.T) {
 	assert.EqualError(t, append(m, Range{MaxEntries, 5000, 1}).Validate(), "the map has 341 entries: the kernel takes 340")
 }
 
-// Ranges may touch, in either order, and may not share an id, in either order, nor lie one in the other.
+// Ranges may touch, in either order, and may not share an id, in either order, nor lie one in the
+// other.
 func TestRangesTouchAndDoNotOverlap(t *testing.T) {
 	a, after, before := Range{100, 1000, 10}, Range{110, 2000, 5}, Range{95, 3000, 5}
 	assert.NoError(t, Map{a, after}.Validate())

@@ -140,8 +140,9 @@ func (m Map) Missing(own uint32, subs []Sub) (Range, bool) {
 	return Range{}, false
 }
 
-// Take is the id of the namespace as which a process works that comes from outside with an id of its own: 0 where that is mapped, or else what the
-// own id is inside, or else the first that is mapped at all. The map is not empty.
+// Take is the id of the namespace as which a process works that comes from outside with an id of
+// its own: 0 where that is mapped, or else what the own id is inside, or else the first that is
+// mapped at all. The map is not empty.
 func (m Map) Take(own uint32) uint32 {
 	if m.Has(0) {
 		return 0

@@ -9,8 +9,9 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// Files that a guest was told of by READDIRPLUS are known by parent and name at first: most are never used, and a way to each would take longer
-// than the listing. They get one when the guest lists no more, some at a time, so that its requests are not held up.
+// Files that a guest was told of by READDIRPLUS are known by parent and name at first: most are
+// never used, and a way to each would take longer than the listing. They get one when the guest
+// lists no more, some at a time, so that its requests are not held up.
 const (
 	anchorSoon  = 20 * time.Millisecond // after the last of them was listed
 	anchorLate  = time.Second           // after the first was, at most

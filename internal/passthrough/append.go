@@ -6,8 +6,8 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// Files that can only be appended to (chattr +a) are opened for writing with O_APPEND or not at all. A guest does not know of that attribute, so
-// this is the rule:
+// Files that can only be appended to (chattr +a) are opened for writing with O_APPEND or not at
+// all. A guest does not know of that attribute, so this is the rule:
 //
 //   - Where open(2) without O_APPEND is EPERM, and the guest's open has it, the file is opened with it. All other files are opened without,
 //     whatever the guest says: a page that it writes later goes to its place.
@@ -17,7 +17,8 @@ import (
 //     would have refused that), or because it was delayed by another descriptor, is done if it begins where the file ends, and is EPERM otherwise:
 //     by this descriptor it would go to the end in any case.
 
-// openToAppend opens a file behind an O_PATH descriptor that the host refuses to open without O_APPEND.
+// openToAppend opens a file behind an O_PATH descriptor that the host refuses to open without
+// O_APPEND.
 func (t *thread) openToAppend(fd, flags int) (int, unix.Errno) {
 	if flags&unix.O_ACCMODE == unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
 		return -1, unix.EPERM
@@ -25,7 +26,8 @@ func (t *thread) openToAppend(fd, flags int) (int, unix.Errno) {
 	return t.openReal(fd, flags|unix.O_APPEND)
 }
 
-// atEnd is what a write has to pass that does not say that it appends, to a file that is only appended to.
+// atEnd is what a write has to pass that does not say that it appends, to a file that is only
+// appended to.
 func (t *thread) atEnd(fd int, off uint64) unix.Errno {
 	if e := sys.FStatx(fd, unix.STATX_SIZE, &t.st); e != 0 {
 		return e
@@ -36,8 +38,9 @@ func (t *thread) atEnd(fd int, off uint64) unix.Errno {
 	return 0
 }
 
-// probeVectors finds out whether preadv2(2) and pwritev2(2) can be used. A filter around the daemon, of a container's runtime for instance, may be older
-// than they are, and answer what it likes; the kernel knows that there is no descriptor -1.
+// probeVectors finds out whether preadv2(2) and pwritev2(2) can be used. A filter around the
+// daemon, of a container's runtime for instance, may be older than they are, and answer what it
+// likes; the kernel knows that there is no descriptor -1.
 func (fs *FS) probeVectors() {
 	_, e := sys.Preadv2(-1, nil, 0, 0)
 	fs.old.read = e != unix.EBADF

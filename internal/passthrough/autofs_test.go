@@ -18,8 +18,9 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// What the host mounts on demand is not mounted because a guest looks at it, or tries to remove or rename it: a server that is down would hold up
-// who only lists a directory. It is a directory until the host mounts it, and then leads there.
+// What the host mounts on demand is not mounted because a guest looks at it, or tries to remove or
+// rename it: a server that is down would hold up who only lists a directory. It is a directory
+// until the host mounts it, and then leads there.
 func TestAutomountsAreNotTriggered(t *testing.T) {
 	testenv.Need(t, "root")
 	if b, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(b), "\tautofs\n") {

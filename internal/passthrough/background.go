@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// background runs what no request waits for, one after the other, until it is closed. The zero value is ready for use.
+// background runs what no request waits for, one after the other, until it is closed. The zero
+// value is ready for use.
 type background struct {
 	mu     sync.Mutex // held while something runs
 	closed bool

@@ -31,7 +31,8 @@ func (t *thread) lookupNew(p *inode, pfd int, name fuse.Name, typ uint32, out *f
 	return e
 }
 
-// labelName labels what a name leads to, and removes the name if it cannot: nothing that was to have a label stays without.
+// labelName labels what a name leads to, and removes the name if it cannot: nothing that was to
+// have a label stays without.
 func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
 	fd, e := sys.Openat(pfd, name.Ptr(), unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if e != 0 {
@@ -45,9 +46,11 @@ func (t *thread) labelName(c *fuse.Caller, pfd int, name fuse.Name) unix.Errno {
 	return 0
 }
 
-// unmake removes the name of what was made, which fd is of, as a later step of making it has failed. Somebody else may have put another file in its
-// place meanwhile, so that is looked at first; the descriptor keeps its number from being used again. Linux removes nothing by descriptor: what
-// takes the name's place between the look and the removal goes, as it would for any program that removes what it has made.
+// unmake removes the name of what was made, which fd is of, as a later step of making it has
+// failed. Somebody else may have put another file in its place meanwhile, so that is looked at
+// first; the descriptor keeps its number from being used again. Linux removes nothing by
+// descriptor: what takes the name's place between the look and the removal goes, as it would for
+// any program that removes what it has made.
 func (t *thread) unmake(pfd int, name fuse.Name, fd int) {
 	if sys.FStatx(fd, identityMask, &t.st) != 0 {
 		return

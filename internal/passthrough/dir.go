@@ -65,8 +65,9 @@ func (d *dirStream) fill(fd int) unix.Errno {
 	return e
 }
 
-// seek goes to where an entry ended that the guest was told of. An offset is what the host's file system says, a hash or a server's own number
-// of 64 bits: where that is negative to lseek(2), which refuses it, the directory is read from its beginning to there.
+// seek goes to where an entry ended that the guest was told of. An offset is what the host's file
+// system says, a hash or a server's own number of 64 bits: where that is negative to lseek(2),
+// which refuses it, the directory is read from its beginning to there.
 func (d *dirStream) seek(fd int, off uint64) unix.Errno {
 	d.forget()
 	d.buf, d.lost, d.passed, d.want = nil, true, 0, 0

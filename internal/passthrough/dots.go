@@ -26,8 +26,8 @@ func (t *thread) lookupDots(node uint64, name fuse.Name, out *fuseabi.EntryOut) 
 	return t.lookupParent(n, fd, out)
 }
 
-// lookupSelf adds a lookup to an inode that the guest knows by number, of whatever type: so Linux makes an inode again that an NFS client's
-// handle names.
+// lookupSelf adds a lookup to an inode that the guest knows by number, of whatever type: so Linux
+// makes an inode again that an NFS client's handle names.
 func (t *thread) lookupSelf(n *inode, fd int, out *fuseabi.EntryOut) unix.Errno {
 	if e := sys.FStatx(fd, identityMask, &t.st); e != 0 {
 		return e
@@ -87,8 +87,9 @@ func (t *thread) up(fd int) (int, unix.Errno) {
 	return pfd, 0
 }
 
-// belowRoot fails with ESTALE unless the directory is the root, or the way up from it leads there. The host may have moved a directory that the
-// guest knows out of the share, and where the root is not that of a mount nothing but this keeps ".." from leading to where it is now.
+// belowRoot fails with ESTALE unless the directory is the root, or the way up from it leads there.
+// The host may have moved a directory that the guest knows out of the share, and where the root is
+// not that of a mount nothing but this keeps ".." from leading to where it is now.
 func (t *thread) belowRoot(fd int, id identity) unix.Errno {
 	at := fd
 	defer func() {
@@ -116,7 +117,8 @@ func (t *thread) belowRoot(fd int, id identity) unix.Errno {
 	return unix.ESTALE
 }
 
-// above is where the directory that n was found in had been found, if it is the one that is meant: the guest may have forgotten it since.
+// above is where the directory that n was found in had been found, if it is the one that is meant:
+// the guest may have forgotten it since.
 func (n *inode) above(id identity) (parent *inode, name []byte) {
 	n.slow.Lock()
 	p := n.parent
@@ -129,8 +131,9 @@ func (n *inode) above(id identity) (parent *inode, name []byte) {
 	return p.parent, p.name
 }
 
-// adopt makes an inode of a file that the guest gets to know by an O_PATH descriptor, which is the inode's from now on. Where there is one already, that
-// gets the lookup. The name is copied, and may be unknown.
+// adopt makes an inode of a file that the guest gets to know by an O_PATH descriptor, which is the
+// inode's from now on. Where there is one already, that gets the lookup. The name is copied, and
+// may be unknown.
 func (t *thread) adopt(id identity, fd int, parent *inode, name []byte) *inode {
 	fresh := newInode(id, parent, name)
 	fresh.state.Store(oneUser)

@@ -12,7 +12,8 @@ import (
 	"virtiofsd/internal/fuseabi"
 )
 
-// LOOKUP alone knows "." and "..": as Linux sends them for what is exported by NFS, and Windows' driver for the root and along its paths.
+// LOOKUP alone knows "." and "..": as Linux sends them for what is exported by NFS, and Windows'
+// driver for the root and along its paths.
 func TestLookupOfDots(t *testing.T) {
 	for _, h := range []Handles{HandlesNever, HandlesPrefer} {
 		g := mount(t, t.TempDir(), Config{InodeFileHandles: h})
@@ -78,7 +79,8 @@ func TestLookupOfDots(t *testing.T) {
 	}
 }
 
-// A directory that the guest knows may be moved out of the share by the host. What it lies in then is no business of the guest's.
+// A directory that the guest knows may be moved out of the share by the host. What it lies in then
+// is no business of the guest's.
 func TestParentOutsideTheShareIsNotFound(t *testing.T) {
 	for _, h := range []Handles{HandlesNever, HandlesPrefer} {
 		top := t.TempDir()
@@ -112,7 +114,8 @@ func TestParentOutsideTheShareIsNotFound(t *testing.T) {
 	}
 }
 
-// Directories that are found from below keep no descriptor for good: as many as a guest likes can be.
+// Directories that are found from below keep no descriptor for good: as many as a guest likes can
+// be.
 func TestParentsAreEvicted(t *testing.T) {
 	g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever, FDBudget: 1})
 	const many = 40 * fdShards

@@ -8,8 +8,9 @@ import (
 // fdShards is how many parts the descriptor cache has. A power of two.
 const fdShards = 16
 
-// Lists of a part of the descriptor cache. An inode whose descriptor is open is in one of them. Descriptors of directories are closed when
-// there are none of files: a guest has fewer of them, and what it holds for long is mostly one (a working directory, a mount).
+// Lists of a part of the descriptor cache. An inode whose descriptor is open is in one of them.
+// Descriptors of directories are closed when there are none of files: a guest has fewer of them,
+// and what it holds for long is mostly one (a working directory, a mount).
 const (
 	noClass uint8 = iota
 	ofFile
@@ -85,7 +86,8 @@ func (s *fdShard) put(n *inode, class uint8) {
 	}
 }
 
-// over is how many descriptors of a list are too many. Those that would not be found again are counted apart: they are not to drive out others.
+// over is how many descriptors of a list are too many. Those that would not be found again are
+// counted apart: they are not to drive out others.
 func (s *fdShard) over(class uint8) int {
 	if class == ofStuck {
 		return len(s.list[ofStuck].all) - s.max/2
@@ -141,8 +143,10 @@ func (c *fdCache) named(n *inode) {
 	s.mu.Unlock()
 }
 
-// sweep closes up to want cold descriptors of a shard and returns how many it closed: of files, then of directories, and of what would not be
-// found again only if there is too much of it. Candidates are looked at without the lock. It is urgent where the process has no descriptors left.
+// sweep closes up to want cold descriptors of a shard and returns how many it closed: of files,
+// then of directories, and of what would not be found again only if there is too much of it.
+// Candidates are looked at without the lock. It is urgent where the process has no descriptors
+// left.
 func (c *fdCache) sweep(s *fdShard, want int, urgent bool) int {
 	closed := 0
 	s.mu.Lock()

@@ -14,7 +14,8 @@ type file struct {
 	inode      *inode
 	next, prev *file // open files of the same inode; its lock guards them
 	quiet      bool  // its file system has nothing to tell when a descriptor is closed
-	// appends: the host lets nothing be done but append, and the descriptor has O_APPEND (openToAppend).
+	// appends: the host lets nothing be done but append, and the descriptor has O_APPEND
+	// (openToAppend).
 	appends bool
 	dir     *dirStream   // nil for a file
 	state   atomic.Int64 // users; the table is one

@@ -9,19 +9,21 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// flushes knows of the file systems in the share whether close(2) can fail there: a server may be told of data only then, and have no room for it.
-// What is mounted below the root counts for itself.
+// flushes knows of the file systems in the share whether close(2) can fail there: a server may be
+// told of data only then, and have no room for it. What is mounted below the root counts for
+// itself.
 type flushes struct {
 	root   bool     // the root's own closes quietly
 	others sync.Map // key without a file's number: bool
 	known  atomic.Int64
 }
 
-// mostFileSystems is how many are remembered. Numbers of mounts and devices are used again, so none is remembered for ever either: when there are
-// more, all are asked anew.
+// mostFileSystems is how many are remembered. Numbers of mounts and devices are used again, so none
+// is remembered for ever either: when there are more, all are asked anew.
 const mostFileSystems = 256
 
-// quiet reports whether the file system of a file has nothing to tell when a descriptor is closed. fd is the file.
+// quiet reports whether the file system of a file has nothing to tell when a descriptor is closed.
+// fd is the file.
 func (fs *FS) quiet(k key, fd int) bool {
 	k.ino = 0
 	if k.mnt == fs.root.mnt && k.dev == fs.root.dev {
@@ -39,7 +41,8 @@ func (fs *FS) quiet(k key, fd int) bool {
 	return q
 }
 
-// closesQuietly names file systems whose close(2) does nothing that an error could come of: no flush to a server.
+// closesQuietly names file systems whose close(2) does nothing that an error could come of: no
+// flush to a server.
 func closesQuietly(fd int) bool {
 	var sf unix.Statfs_t
 	if sys.Fstatfs(fd, &sf) != 0 {

@@ -94,8 +94,8 @@ func (g *guest) entryNode(dir uint64, name string) uint64 {
 	return 0
 }
 
-// What a guest knows stays what it is, whatever the host does to its names: a process may have the directory as its working directory, or the
-// file open for its path only, or mounted elsewhere.
+// What a guest knows stays what it is, whatever the host does to its names: a process may have the
+// directory as its working directory, or the file open for its path only, or mounted elsewhere.
 func TestWhatIsKnownOutlivesItsName(t *testing.T) {
 	onEach(t, func(t *testing.T, dir string, h Handles) {
 		for _, far := range []bool{false, true} {
@@ -171,7 +171,8 @@ func TestWhatIsKnownOutlivesItsName(t *testing.T) {
 	})
 }
 
-// A directory, and a file, that the host removes are still there for who has them: without names, as on a local file system.
+// A directory, and a file, that the host removes are still there for who has them: without names,
+// as on a local file system.
 func TestWhatIsKnownOutlivesItsLastName(t *testing.T) {
 	onEach(t, func(t *testing.T, dir string, h Handles) {
 		g := mount(t, dir, Config{InodeFileHandles: h})
@@ -195,7 +196,8 @@ func TestWhatIsKnownOutlivesItsLastName(t *testing.T) {
 	})
 }
 
-// An overlayfs copies a file up when it is written to, with a new birth time, and here a new device number: it is the same file to who has it.
+// An overlayfs copies a file up when it is written to, with a new birth time, and here a new device
+// number: it is the same file to who has it.
 func TestCopiedUpFilesAreTheSame(t *testing.T) {
 	dir := overlay(t, func(lower string) {
 		for i := range 10 {
@@ -240,7 +242,8 @@ func TestCopiedUpFilesAreTheSame(t *testing.T) {
 	}
 }
 
-// Without birth times, as on an ext4 of inodes of 128 bytes, a number may mean another file after a while: not to the guest.
+// Without birth times, as on an ext4 of inodes of 128 bytes, a number may mean another file after a
+// while: not to the guest.
 func TestNumbersWithoutBirthTimesMeanOneFile(t *testing.T) {
 	for how, h := range map[string]Handles{"descriptors": HandlesNever, "handles": HandlesPrefer} {
 		t.Run(how, func(t *testing.T) {
@@ -277,8 +280,8 @@ func TestNumbersWithoutBirthTimesMeanOneFile(t *testing.T) {
 	}
 }
 
-// What a guest knows of a file system below the share does not keep the host from unmounting it for longer than a moment, if export handles lead
-// back to it.
+// What a guest knows of a file system below the share does not keep the host from unmounting it for
+// longer than a moment, if export handles lead back to it.
 func TestSubmountsCanBeUnmounted(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := tmpfs(t)
@@ -317,7 +320,8 @@ func TestSubmountsCanBeUnmounted(t *testing.T) {
 	}
 }
 
-// A guest that makes and removes files without ever forgetting one takes no descriptors from others, nor memory without bound.
+// A guest that makes and removes files without ever forgetting one takes no descriptors from
+// others, nor memory without bound.
 func TestUnlinkedFilesAreBounded(t *testing.T) {
 	for how, h := range map[string]Handles{"descriptors": HandlesNever, "handles": HandlesPrefer} {
 		t.Run(how, func(t *testing.T) {
@@ -378,7 +382,8 @@ func TestParentsInACircle(t *testing.T) {
 	assert.NotZero(t, g.fs.Stats().Stale)
 }
 
-// A file system below the share that does not answer holds up nobody who works on others, whose descriptors are few.
+// A file system below the share that does not answer holds up nobody who works on others, whose
+// descriptors are few.
 func TestHungFileSystemHoldsUpNoOther(t *testing.T) {
 	var hang atomic.Bool
 	back := make(chan struct{})
@@ -429,7 +434,8 @@ func TestHungFileSystemHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// A file that has no name left is found by any open file of it, whichever was opened first, and without going through all open files.
+// A file that has no name left is found by any open file of it, whichever was opened first, and
+// without going through all open files.
 func TestOpenFilesLeadToTheirInode(t *testing.T) {
 	g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever})
 	f, e := g.create(root, "f", unix.O_RDWR, 0o644, 0)

@@ -16,8 +16,9 @@ type key struct {
 	mnt, dev, ino uint64
 }
 
-// identity is what statx(2) tells of which file it is. A number is used again when its file is gone. A birth time tells such files apart where
-// the file system keeps it, but some change it: overlayfs does when it copies a file up, and of SMB it can be set.
+// identity is what statx(2) tells of which file it is. A number is used again when its file is
+// gone. A birth time tells such files apart where the file system keeps it, but some change it:
+// overlayfs does when it copies a file up, and of SMB it can be set.
 type identity struct {
 	key
 	btime int64 // nanoseconds; 0: not kept
@@ -43,8 +44,9 @@ const (
 	users   = dead - 1 - fdMask
 )
 
-// inode is a file that the guest knows. What keeps it the same file, whatever its names are by now, is an open descriptor, an export handle, or
-// an open file of the guest's. Without any of them there are only a parent and a name, which the host may change at any time.
+// inode is a file that the guest knows. What keeps it the same file, whatever its names are by now,
+// is an open descriptor, an export handle, or an open file of the guest's. Without any of them
+// there are only a parent and a name, which the host may change at any time.
 type inode struct {
 	key
 	typ     uint16
@@ -90,8 +92,9 @@ const (
 	yes
 )
 
-// same reports whether n is the file that was just seen with that identity. An open descriptor keeps the number from being used again. Without
-// one, an equal birth time means the same file, and a different or missing one leaves it to the export handles.
+// same reports whether n is the file that was just seen with that identity. An open descriptor
+// keeps the number from being used again. Without one, an equal birth time means the same file, and
+// a different or missing one leaves it to the export handles.
 func (n *inode) same(id identity) whether {
 	switch btime := n.btime.Load(); {
 	case n.key != id.key || n.typ != id.typ:
@@ -186,7 +189,8 @@ func (n *inode) evict() bool {
 	return true
 }
 
-// setFD publishes a newly opened descriptor. The caller holds slow or has the inode to itself, and is a user.
+// setFD publishes a newly opened descriptor. The caller holds slow or has the inode to itself, and
+// is a user.
 func (n *inode) setFD(fd int) {
 	n.state.Add(uint64(fd) + 1)
 }

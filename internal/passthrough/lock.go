@@ -15,7 +15,8 @@ import (
 
 // Bounds on what a guest may have of locks. Beyond them it gets ENOLCK.
 const (
-	// maxWaits is how many requests may wait for a lock at once, but for Config.LockWaits: each occupies a worker, of which a queue has 64.
+	// maxWaits is how many requests may wait for a lock at once, but for Config.LockWaits: each
+	// occupies a worker, of which a queue has 64.
 	maxWaits = 48
 	// lockOwnerShare is the part of the descriptor budget that owners of record locks may use, one descriptor each.
 	lockOwnerShare = 4
@@ -73,8 +74,8 @@ func (r *records) add(k recordKey, o *record) *record {
 	return o
 }
 
-// ofNode finds the owners of locks on a file, and makes the caller their user, until put of each: a file system may not answer for long what is
-// asked of it, and then it is asked without the mutex.
+// ofNode finds the owners of locks on a file, and makes the caller their user, until put of each: a
+// file system may not answer for long what is asked of it, and then it is asked without the mutex.
 func (r *records) ofNode(node uint64) (all []*record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

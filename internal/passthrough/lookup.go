@@ -54,8 +54,8 @@ func (t *thread) lookup(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) u
 	return 0
 }
 
-// discover is lookup of a file that the guest does not know, or that is known by name only: it gets a way to it that holds whatever becomes of its
-// name.
+// discover is lookup of a file that the guest does not know, or that is known by name only: it gets
+// a way to it that holds whatever becomes of its name.
 func (t *thread) discover(p *inode, pfd int, name []byte, out *fuseabi.EntryOut) unix.Errno {
 	t.fresh = false
 	fd, e := sys.Openat(pfd, &name[0], unix.O_PATH|unix.O_NOFOLLOW, 0)
@@ -130,8 +130,9 @@ func (t *thread) met(n, p *inode, name []byte) {
 	t.tells(n)
 }
 
-// listEntry is lookup of an entry of a list, whose attributes are in t.st, seen at that time, or just now if that is 0. A new one is known by its name
-// alone, if that is enough for a while. It fails with ESTALE where something has come to pass since: the name is to be looked up.
+// listEntry is lookup of an entry of a list, whose attributes are in t.st, seen at that time, or
+// just now if that is 0. A new one is known by its name alone, if that is enough for a while. It
+// fails with ESTALE where something has come to pass since: the name is to be looked up.
 func (t *thread) listEntry(p *inode, name []byte, when time.Duration, out *fuseabi.EntryOut) unix.Errno {
 	id := identify(&t.st)
 	n, is := t.fs.nodes.find(id)

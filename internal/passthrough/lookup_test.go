@@ -28,7 +28,8 @@ func (g *guest) attributes(node uint64, statx bool) (ino, size uint64, e unix.Er
 	return out.Ino, out.Size, 0
 }
 
-// What was listed is looked at by its name at first: that must be the file, and not what has its name by now.
+// What was listed is looked at by its name at first: that must be the file, and not what has its
+// name by now.
 func TestAttributesByName(t *testing.T) {
 	for _, statx := range []bool{false, true} {
 		g := mount(t, t.TempDir(), Config{InodeFileHandles: HandlesNever})

@@ -13,8 +13,8 @@ import (
 // maxMounts is how many mounts below the root are told apart; files of more have no export handles.
 const maxMounts = 64
 
-// settle is how long a descriptor on a mount below the root stays open after its last use, if an export handle leads back to it: until it is
-// closed, nobody can unmount the file system.
+// settle is how long a descriptor on a mount below the root stays open after its last use, if an
+// export handle leads back to it: until it is closed, nobody can unmount the file system.
 const settle = time.Second
 
 // submount is a mount below the root that export handles are relative to.
@@ -37,7 +37,8 @@ type mounts struct {
 	timer  bool     // settle will be called
 }
 
-// handleOf makes the export handle of name in directory fd, or of fd itself if that is nil: nil where there is none. mnt is the file's mount.
+// handleOf makes the export handle of name in directory fd, or of fd itself if that is nil: nil
+// where there is none. mnt is the file's mount.
 func (fs *FS) handleOf(mnt uint64, fd int, name *byte, buf *sys.HandleBuffer) *sys.ExportHandle {
 	if !fs.mountHasHandles(mnt) {
 		return nil
@@ -63,7 +64,8 @@ func (fs *FS) mountHasHandles(mnt uint64) bool {
 	return one != nil && one.works
 }
 
-// crossed notes that a name in p leads to the root of another mount, of which fd is an O_PATH descriptor.
+// crossed notes that a name in p leads to the root of another mount, of which fd is an O_PATH
+// descriptor.
 func (fs *FS) crossed(mnt uint64, p *inode, name []byte, fd int) {
 	m := &fs.mounts
 	if m.rootFD < 0 {

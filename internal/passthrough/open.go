@@ -7,8 +7,9 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// openFlags are the flags of a guest's open that reach ours. O_APPEND does only where the host insists on it (openToAppend): the guest says with
-// each write whether it appends, and a delayed write does not, whereas pwrite(2) by a descriptor with O_APPEND always does.
+// openFlags are the flags of a guest's open that reach ours. O_APPEND does only where the host
+// insists on it (openToAppend): the guest says with each write whether it appends, and a delayed
+// write does not, whereas pwrite(2) by a descriptor with O_APPEND always does.
 const openFlags = unix.O_ACCMODE | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC | unix.O_NONBLOCK
 
 func (fs *FS) openFlags(guest uint32) int {
@@ -289,8 +290,9 @@ func (t *thread) Lseek(in *fuseabi.LseekIn, out *fuseabi.LseekOut) unix.Errno {
 	return e
 }
 
-// mostCopied is how much one COPY_FILE_RANGE copies, which is as much as the guest asks for: up to 2 GiB in one system call, for whose end
-// a ring that stops has to wait. Callers go on with the rest, and where blocks are shared, that is so for a part as well.
+// mostCopied is how much one COPY_FILE_RANGE copies, which is as much as the guest asks for: up to
+// 2 GiB in one system call, for whose end a ring that stops has to wait. Callers go on with the
+// rest, and where blocks are shared, that is so for a part as well.
 const mostCopied = 64 << 20
 
 // CopyFileRange implements fuse.Thread.

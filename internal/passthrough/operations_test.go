@@ -47,7 +47,8 @@ func setFlag(t *testing.T, path string, flag int) {
 	})
 }
 
-// A file that can only be appended to is opened as it has to be, and what does not append to it is refused.
+// A file that can only be appended to is opened as it has to be, and what does not append to it is
+// refused.
 func TestAppendOnlyFiles(t *testing.T) {
 	testenv.Need(t, "root")
 	for _, writeback := range []bool{false, true} {
@@ -97,7 +98,8 @@ func TestAppendOnlyFiles(t *testing.T) {
 		require.Zero(t, e, "CREATE of a file that exists opens it")
 		assert.NotZero(t, created.OpenFlags&fuseabi.FopenDirectIO)
 
-		// A file without the attribute is written where the guest says, whatever flags it was opened with.
+		// A file without the attribute is written where the guest says, whatever flags it was
+		// opened with.
 		plain, e := g.create(root, "plain", unix.O_WRONLY|unix.O_APPEND, 0o644, 0)
 		require.Zero(t, e)
 		assert.Zero(t, plain.OpenFlags&fuseabi.FopenDirectIO)
@@ -139,7 +141,8 @@ func TestAppendOnlyFilesOnTheKernel(t *testing.T) {
 	}
 }
 
-// Where a filter around the daemon does not know preadv2(2) and pwritev2(2), data goes by their predecessors, and the log says so.
+// Where a filter around the daemon does not know preadv2(2) and pwritev2(2), data goes by their
+// predecessors, and the log says so.
 func TestVectorsWithoutFlags(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.ENOSYS, unix.EPERM} {
 		for _, calls := range [][]string{{"preadv2"}, {"pwritev2"}, {"preadv2", "pwritev2"}} {
@@ -189,7 +192,8 @@ func TestVectorsWithoutFlags(t *testing.T) {
 	assert.Empty(t, log.String())
 }
 
-// A file system may number the entries of a directory as it likes, with all 64 bits; lseek(2) goes to none beyond 2^63.
+// A file system may number the entries of a directory as it likes, with all 64 bits; lseek(2) goes
+// to none beyond 2^63.
 func TestDirectoryOffsetsOf64Bits(t *testing.T) {
 	const high = 1 << 63
 	host := servedMount(t, Config{Cache: CacheNever}, tmpfs(t), func(w *fuse.Worker, in, out []byte) uint32 {
@@ -281,7 +285,8 @@ func TestErrorsOfCloseOnSubmounts(t *testing.T) {
 	assert.Zero(t, g.flush(own.NodeId, own.Fh, 0))
 }
 
-// Attributes that the file system guards itself are not read, set, removed or listed with the daemon's rights.
+// Attributes that the file system guards itself are not read, set, removed or listed with the
+// daemon's rights.
 func TestSystemAttributesAreNotServed(t *testing.T) {
 	const acl = "system.nfs4_acl"
 	var asked atomic.Int64
@@ -328,7 +333,8 @@ func TestSystemAttributesAreNotServed(t *testing.T) {
 	assert.Zero(t, asked.Load())
 }
 
-// Access lists are served where they were negotiated only: elsewhere the guest's kernel would not heed what it sets.
+// Access lists are served where they were negotiated only: elsewhere the guest's kernel would not
+// heed what it sets.
 func TestAccessListsAreServedWhereNegotiated(t *testing.T) {
 	testenv.Need(t, "root")
 	entry := func(tag, perm uint16, id uint32) []byte {
@@ -367,8 +373,8 @@ func TestAccessListsAreServedWhereNegotiated(t *testing.T) {
 	refused(declined)
 }
 
-// chown(2) to nobody renews the change time of whatever it is done to. A guest's kernel sends a SETATTR that sets nothing, or the change time alone,
-// which is not to be set.
+// chown(2) to nobody renews the change time of whatever it is done to. A guest's kernel sends a
+// SETATTR that sets nothing, or the change time alone, which is not to be set.
 func TestChownToNobodyRenewsTheChangeTime(t *testing.T) {
 	for _, cfg := range []Config{{}, {KillprivV2: true}, {Writeback: true}} {
 		g := mount(t, t.TempDir(), cfg)
@@ -476,7 +482,8 @@ func labelled[I any](g *guest, op fuseabi.Opcode, in *I, tail []byte, label stri
 	return raw
 }
 
-// Labels are attributes of "security." and nothing else; what cannot have its label is not left without.
+// Labels are attributes of "security." and nothing else; what cannot have its label is not left
+// without.
 func TestLabelsAreSecurityAttributes(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := tmpfs(t)
@@ -517,7 +524,8 @@ func TestLabelsAreSecurityAttributes(t *testing.T) {
 	}
 }
 
-// A server of the host that does not answer holds up the requests that ask it, and no others that have to do with locks.
+// A server of the host that does not answer holds up the requests that ask it, and no others that
+// have to do with locks.
 func TestLocksOfOneFileDoNotWaitForAnother(t *testing.T) {
 	var slow atomic.Bool
 	asked, answer := make(chan struct{}, 100), make(chan struct{})
@@ -670,8 +678,8 @@ func TestNumbersAtTheEnds(t *testing.T) {
 	assert.Equal(t, unix.EINVAL, g.lock(fuseabi.OpSetlk, f.NodeId, f.Fh, 1, unix.F_WRLCK, 2, 1))
 }
 
-// Programs without CAP_FSETID clear set-id bits by fallocate(2) and copy_file_range(2) as well, of which the protocol says who the caller is and not
-// what he may.
+// Programs without CAP_FSETID clear set-id bits by fallocate(2) and copy_file_range(2) as well, of
+// which the protocol says who the caller is and not what he may.
 func TestSpaceAndCopiesClearSetIDBits(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := t.TempDir()

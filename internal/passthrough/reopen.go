@@ -55,7 +55,8 @@ func (t *thread) openedDir(n *inode, fd int) (*inode, int, unix.Errno) {
 
 func (t *thread) put(n *inode) { n.drop(t.fs.fds) }
 
-// fdOf opens an inode's descriptor if it has none. The caller is a user of n. An inode that nothing leads to any more is ESTALE.
+// fdOf opens an inode's descriptor if it has none. The caller is a user of n. An inode that nothing
+// leads to any more is ESTALE.
 func (fs *FS) fdOf(n *inode, depth int) (int, unix.Errno) {
 	fd, e := fs.reopen(n, depth)
 	if (e == unix.EMFILE || e == unix.ENFILE) && fs.fds.relieve() {
@@ -86,7 +87,8 @@ func (fs *FS) publish(n *inode, fd int) int {
 	return fd
 }
 
-// reopen opens the file again and checks that it is the one: by its handle, by an open file of the guest's, or by its name.
+// reopen opens the file again and checks that it is the one: by its handle, by an open file of the
+// guest's, or by its name.
 func (fs *FS) reopen(n *inode, depth int) (int, unix.Errno) {
 	h := n.handle.Load()
 	if h != nil {
@@ -130,7 +132,8 @@ func (fs *FS) byHandle(n *inode, h *sys.ExportHandle) (int, unix.Errno) {
 	return fd, 0
 }
 
-// byName opens a file by parent and name. No lock of n is held meanwhile: its ancestors may be needed, and they may be wrong.
+// byName opens a file by parent and name. No lock of n is held meanwhile: its ancestors may be
+// needed, and they may be wrong.
 func (fs *FS) byName(n *inode, depth int) (int, unix.Errno) {
 	n.slow.Lock()
 	parent, name := n.parent, n.name
@@ -186,7 +189,8 @@ func lost(e unix.Errno) unix.Errno {
 	return unix.ESTALE
 }
 
-// scratch is what canReopen needs of memory: where many descriptors are closed, they shall not leave garbage behind.
+// scratch is what canReopen needs of memory: where many descriptors are closed, they shall not
+// leave garbage behind.
 type scratch struct {
 	st     unix.Statx_t
 	handle sys.HandleBuffer
@@ -197,8 +201,9 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// canReopen reports whether the descriptor of n could be opened again, and prepares for that: it is asked before a cold descriptor is closed. It
-// asks no file system for anything, which might be on a server that does not answer.
+// canReopen reports whether the descriptor of n could be opened again, and prepares for that: it is
+// asked before a cold descriptor is closed. It asks no file system for anything, which might be on
+// a server that does not answer.
 func (fs *FS) canReopen(n *inode) reopening {
 	mem := scratches.Get().(*scratch)
 	defer scratches.Put(mem)
@@ -235,7 +240,8 @@ func (fs *FS) canReopen(n *inode) reopening {
 	return possible
 }
 
-// stillNamed reports whether a descriptor's file is in directory p by that name, as far as the kernel knows without asking a file system.
+// stillNamed reports whether a descriptor's file is in directory p by that name, as far as the
+// kernel knows without asking a file system.
 func (fs *FS) stillNamed(fd int, p *inode, name []byte, mem *scratch) bool {
 	path := fs.pathOf(fd, &mem.number, mem.paths[0][:])
 	dir, found := bytes.CutSuffix(path, name[:len(name)-1])

@@ -20,8 +20,10 @@ func (t *thread) Setattr(c *fuse.Caller, in *fuseabi.SetattrIn, out *fuseabi.Att
 	}
 	defer t.put(n)
 	if in.Valid&^(fuseabi.FattrFH|fuseabi.FattrLockOwner|fuseabi.FattrCtime) == 0 {
-		// What a guest's kernel leaves of chown(2) to nobody, which renews the change time and clears set-id bits; and, with KILLPRIV_V2, of what it
-		// does before fallocate(2) and copy_file_range(2) of a caller without CAP_FSETID, for the bits (fs/fuse/dir.c, fuse_setattr).
+		// What a guest's kernel leaves of chown(2) to nobody, which renews the change time and
+		// clears set-id bits; and, with KILLPRIV_V2, of what it does before fallocate(2) and
+		// copy_file_range(2) of a caller without CAP_FSETID, for the bits (fs/fuse/dir.c,
+		// fuse_setattr).
 		const same = ^uint32(0)
 		if e := sys.FchownPath(fd, same, same); e != 0 {
 			return e

@@ -166,7 +166,8 @@ func (s *slots) remove(n *inode) bool {
 	return true
 }
 
-// chunk calls f for each inode of a chunk of a shard, and reports whether the shard has more chunks behind it.
+// chunk calls f for each inode of a chunk of a shard, and reports whether the shard has more chunks
+// behind it.
 func (s *slots) chunk(shard, i int, f func(*inode)) (more bool) {
 	p := s.shard[shard].chunks.Load()
 	if p == nil || i >= len(*p) {

@@ -59,8 +59,8 @@ func (t *table) get(id uint64) (n *inode, fd int) {
 	return n, n.use()
 }
 
-// find finds an inode by identity, and adds a lookup if it is the file for sure. Otherwise it is for the caller to compare export handles, and
-// to call confirm.
+// find finds an inode by identity, and adds a lookup if it is the file for sure. Otherwise it is
+// for the caller to compare export handles, and to call confirm.
 func (t *table) find(id identity) (*inode, whether) {
 	s := t.keyShard(id.key)
 	s.mu.Lock()
@@ -102,8 +102,8 @@ func (t *table) peek(id identity) (n *inode, fd int) {
 	return n, n.use()
 }
 
-// add puts n, which was just seen, into the table with one lookup, unless the file is there already: then that inode gets the lookup and is
-// returned.
+// add puts n, which was just seen, into the table with one lookup, unless the file is there
+// already: then that inode gets the lookup and is returned.
 func (t *table) add(n *inode) *inode {
 	s := t.keyShard(n.key)
 	s.mu.Lock()
@@ -148,7 +148,8 @@ func (t *table) forget(id, count uint64) int {
 	return t.remove(n, false)
 }
 
-// remove takes an inode out that has no lookups left, or whatever it has. It returns a descriptor that the caller has to close, or -1.
+// remove takes an inode out that has no lookups left, or whatever it has. It returns a descriptor
+// that the caller has to close, or -1.
 func (t *table) remove(n *inode, anyway bool) int {
 	s := t.keyShard(n.key)
 	s.mu.Lock()

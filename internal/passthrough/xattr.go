@@ -39,12 +39,15 @@ func (t *thread) hostName(name fuse.Name) (*byte, unix.Errno) {
 	return &t.names[0], 0
 }
 
-// served reports whether an attribute is a guest's to look at and to change, by its name in the guest and on the host.
+// served reports whether an attribute is a guest's to look at and to change, by its name in the
+// guest and on the host.
 //
-// Whoever has an attribute of "system." guards it himself: NFS its access lists, CIFS and NTFS their security descriptors. The guest's kernel asks
-// nobody before it sends such a request (fs/xattr.c, xattr_permission), as it leaves that to the file system, and sends no supplementary groups
-// along, nor, since idmapped mounts (ALLOW_IDMAP), the caller at all. With the daemon's own rights a guest's user would change what he does not own.
-// So none is served but POSIX access lists, where they were negotiated: those the guest's kernel knows, and guards.
+// Whoever has an attribute of "system." guards it himself: NFS its access lists, CIFS and NTFS
+// their security descriptors. The guest's kernel asks nobody before it sends such a request
+// (fs/xattr.c, xattr_permission), as it leaves that to the file system, and sends no supplementary
+// groups along, nor, since idmapped mounts (ALLOW_IDMAP), the caller at all. With the daemon's own
+// rights a guest's user would change what he does not own. So none is served but POSIX access
+// lists, where they were negotiated: those the guest's kernel knows, and guards.
 func (t *thread) served(guest, host []byte) bool {
 	if isACL(guest) || bytes.HasPrefix(host, []byte("system.")) {
 		return isACL(guest) && (isACL(host) || !bytes.HasPrefix(host, []byte("system."))) && t.fs.has(fuseabi.PosixACL)

@@ -47,8 +47,9 @@ func Begin() {
 	runtime.GOMAXPROCS(max(procs, 2*runtime.NumCPU()))
 }
 
-// Processors sees to it that Go has one for the leader of each of so many queues, and others beside these. Who wakes up and finds none waits
-// until the watchdog has taken one from a thread that sleeps in a system call: with 64 queues, 40 ms for every 16.
+// Processors sees to it that Go has one for the leader of each of so many queues, and others beside
+// these. Who wakes up and finds none waits until the watchdog has taken one from a thread that
+// sleeps in a system call: with 64 queues, 40 ms for every 16.
 func Processors(queues int) {
 	const others = procs - 4 // of a device with one request queue, two more are enough
 	if want := others + 1<<bits.Len(uint(queues-1)); want > runtime.GOMAXPROCS(0) {

@@ -7,7 +7,8 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// TestEachQueueHasAProcessorOfGo: with as many queues as threads that keep one in a system call, others are left, and none is ever taken back.
+// TestEachQueueHasAProcessorOfGo: with as many queues as threads that keep one in a system call,
+// others are left, and none is ever taken back.
 func TestEachQueueHasAProcessorOfGo(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
 	for queues := range 66 {

@@ -186,8 +186,9 @@ func noNewPrivs() error {
 	return errnoErr(errno)
 }
 
-// takeIDs takes the ids of the plan, group first: afterwards those that the caller had are no more. In a user namespace that does not map 0
-// there is no root that a change of ids would lose capabilities with (security/commoncap.c, cap_emulate_setxuid).
+// takeIDs takes the ids of the plan, group first: afterwards those that the caller had are no more.
+// In a user namespace that does not map 0 there is no root that a change of ids would lose
+// capabilities with (security/commoncap.c, cap_emulate_setxuid).
 func takeIDs(p *Plan) error {
 	if err := all(unix.SYS_SETRESGID, uintptr(p.GID), uintptr(p.GID), uintptr(p.GID)); err != nil {
 		return fmt.Errorf("setresgid: %w", err)

@@ -23,7 +23,8 @@ type Facts struct {
 	UID    uint32   `json:"uid"` // effective, in our user namespace
 	GID    uint32   `json:"gid"`
 	Groups []uint32 `json:"groups"` // supplementary
-	// Mixed: real, saved and effective ids are not alike. Unmapped: they have no number in our user namespace, and read as another's.
+	// Mixed: real, saved and effective ids are not alike. Unmapped: they have no number in our user
+	// namespace, and read as another's.
 	Mixed    bool `json:"mixed_ids"`
 	Unmapped bool `json:"unmapped_ids"`
 

@@ -18,7 +18,8 @@ type outerCall struct {
 	ops  []Op
 }
 
-// outerCalls are the system calls of the sandbox's steps that a caller's filter may answer by ending the process, as systemd's set @system-service does.
+// outerCalls are the system calls of the sandbox's steps that a caller's filter may answer by
+// ending the process, as systemd's set @system-service does.
 var outerCalls = []outerCall{
 	{"mount", unix.SYS_MOUNT, []Op{OpPrivate}},
 	{"open_tree", unix.SYS_OPEN_TREE, []Op{OpProc, OpAttach}},
@@ -33,8 +34,9 @@ var outerCalls = []outerCall{
 	{"seccomp", unix.SYS_SECCOMP, []Op{OpSeccomp}},
 }
 
-// fatalCalls tries which of the calls end the process that makes them: a child makes one after the other, with arguments that no kernel accepts, and
-// tells which it is going to make. Where it dies, another goes on behind.
+// fatalCalls tries which of the calls end the process that makes them: a child makes one after the
+// other, with arguments that no kernel accepts, and tells which it is going to make. Where it dies,
+// another goes on behind.
 func fatalCalls() (fatal []string) {
 	for first := 0; first < len(outerCalls); {
 		c := exec.Command("/proc/self/exe")

@@ -62,7 +62,8 @@ type Plan struct {
 	Handles    bool      `json:"handles"` // files may be opened by export handle
 	Tools      [2]string `json:"tools"`   // newuidmap and newgidmap
 	Threads    *Threads  `json:"threads,omitempty"`
-	// Open is what this mode leaves open: sentences for people. Notes are what else they should know of the options.
+	// Open is what this mode leaves open: sentences for people. Notes are what else they should
+	// know of the options.
 	Open  []string `json:"open,omitempty"`
 	Notes []string `json:"notes,omitempty"`
 	Steps []Step   `json:"steps"`
@@ -178,7 +179,8 @@ func errNoPivotRoot(mode string) error {
 	return fmt.Errorf("sandbox %s: the caller has CAP_SYS_ADMIN, but its filter of system calls refuses pivot_root, as docker's own does; use a filter that allows it (--security-opt seccomp=FILE, or unconfined), or --sandbox=chroot", mode)
 }
 
-// start is the first step of every plan. A child in a new user namespace takes its ids once they are mapped.
+// start is the first step of every plan. A child in a new user namespace takes its ids once they
+// are mapped.
 func (p *Plan) start(f Facts, why string) {
 	what := "start the serving process"
 	switch len(p.Namespaces) {
@@ -338,7 +340,8 @@ const mapGroups = "map a range of group ids by newgidmap and leave setgroups all
 // excused reports whether the caller may keep groups that cannot be dropped.
 func (p *Plan) excused(o config.Options, f Facts) bool { return o.NoFailSetgroups && f.MapIsSingle() }
 
-// excuse notes that --no-fail-setgroups, which some launchers always give, changes nothing where several groups are mapped.
+// excuse notes that --no-fail-setgroups, which some launchers always give, changes nothing where
+// several groups are mapped.
 func (p *Plan) excuse(o config.Options, m idmap.Map) {
 	if o.NoFailSetgroups && m.Ids() > 1 {
 		p.Notes = append(p.Notes, "--no-fail-setgroups has no effect: it excuses a process with one mapped group id, and more are mapped here")

@@ -38,7 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// served enters the sandbox, tells what it saw there on the file that was handed on, and waits for words of its parent.
+// served enters the sandbox, tells what it saw there on the file that was handed on, and waits for
+// words of its parent.
 func served() int {
 	in, ctx, err := Receive()
 	if err != nil {
@@ -128,7 +129,8 @@ func stage(t *testing.T, change func(*Facts, *Order), args ...string) (c *Child,
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// The serving process is where the plan says, sees the share and nothing else, and does what its parent says.
+// The serving process is where the plan says, sees the share and nothing else, and does what its
+// parent says.
 func TestStageIsAsPlanned(t *testing.T) {
 	testenv.Need(t, "root", "userns")
 	runtime.LockOSThread() // the child lives as long as its thread does
@@ -212,7 +214,8 @@ func TestStageIsAsPlanned(t *testing.T) {
 	}
 }
 
-// A serving process that is stopped before it was let serve ends; one that is killed says by which signal; and none outlives its parent's end.
+// A serving process that is stopped before it was let serve ends; one that is killed says by which
+// signal; and none outlives its parent's end.
 func TestStageEnds(t *testing.T) {
 	testenv.Need(t, "root")
 	runtime.LockOSThread()

@@ -269,8 +269,8 @@ func (c *Child) Kill() {
 	_ = c.cmd.Wait()
 }
 
-// End kills the child and leaves it to Wait. It takes no capability: the child's user is this process's, or the child's user namespace is one that this
-// process has made.
+// End kills the child and leaves it to Wait. It takes no capability: the child's user is this
+// process's, or the child's user namespace is one that this process has made.
 func (c *Child) End() { _ = c.cmd.Process.Kill() }
 
 // PID is the child's process id.

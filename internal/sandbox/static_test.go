@@ -13,8 +13,9 @@ import (
 	"virtiofsd/internal/testenv"
 )
 
-// TestStages runs the tests of stage_test.go in a static program, as the daemon is one: with cgo, credentials are switched by C code that
-// cannot find the threads of a new pid namespace in the caller's /proc.
+// TestStages runs the tests of stage_test.go in a static program, as the daemon is one: with cgo,
+// credentials are switched by C code that cannot find the threads of a new pid namespace in the
+// caller's /proc.
 func TestStages(t *testing.T) {
 	testenv.Need(t, "root", "userns")
 	bin := filepath.Join(t.TempDir(), "static.test")

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Room is how many threads something that bounds them leaves to the daemon. One more than that ends a Go program, at whatever moment.
+// Room is how many threads something that bounds them leaves to the daemon. One more than that ends
+// a Go program, at whatever moment.
 type Room struct {
 	By   string `json:"by"`   // what bounds them
 	Left int    `json:"left"` // threads that can still be made
@@ -30,13 +31,15 @@ type Threads struct {
 const (
 	// LeastWorkers is with how many threads that serve a daemon starts.
 	LeastWorkers = 4
-	// runtimeThreads is how many threads there can be beside those that serve and one for each of Go's processors: the parent's, which makes six
-	// more after it has counted, and in the serving process the runtime's own, the reader of messages and the queues' monitor.
+	// runtimeThreads is how many threads there can be beside those that serve and one for each of
+	// Go's processors: the parent's, which makes six more after it has counted, and in the serving
+	// process the runtime's own, the reader of messages and the queues' monitor.
 	runtimeThreads = 16
 	leastProcs     = 4
 	// plenty is how many threads are more than the daemon can use: 64 for each of 65 queues.
 	plenty = 5000
-	// countBelow is the limit of a user's threads from which on nobody counts them, which takes a look at every process.
+	// countBelow is the limit of a user's threads from which on nobody counts them, which takes a
+	// look at every process.
 	countBelow = 16384
 )
 
@@ -69,7 +72,8 @@ func (t *Threads) String() string {
 	return fmt.Sprintf("at most %d threads serve, as %s leaves %d; to have more, %s", t.Workers, t.Room.By, t.Room.Left, t.Room.remedy())
 }
 
-// rooms reads what bounds the threads of this process: the cgroups that it is in, and the limit of its user's processes.
+// rooms reads what bounds the threads of this process: the cgroups that it is in, and the limit of
+// its user's processes.
 func rooms(user bool) []Room {
 	all := cgroupRooms("/")
 	if r, ok := userRoom(); user && ok {
@@ -78,8 +82,8 @@ func rooms(user bool) []Room {
 	return all
 }
 
-// cgroupRooms reads pids.max of this process's cgroup and of all above it, as far as they can be seen, in both versions (cgroups(7)). The files
-// are looked for below root.
+// cgroupRooms reads pids.max of this process's cgroup and of all above it, as far as they can be
+// seen, in both versions (cgroups(7)). The files are looked for below root.
 func cgroupRooms(root string) (all []Room) {
 	cgroups, err := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
 	if err != nil {
@@ -154,7 +158,8 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// userRoom is what the limit of its processes leaves to the caller's user (setrlimit(2), RLIMIT_NPROC). The soft limit is raised first.
+// userRoom is what the limit of its processes leaves to the caller's user (setrlimit(2),
+// RLIMIT_NPROC). The soft limit is raised first.
 func userRoom() (r Room, ok bool) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &limit); err != nil {

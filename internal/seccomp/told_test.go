@@ -19,7 +19,8 @@ import (
 	"virtiofsd/internal/sys"
 )
 
-// A call is told as its name, and those of its arguments at which the list looks, each once, in order.
+// A call is told as its name, and those of its arguments at which the list looks, each once, in
+// order.
 func TestCallsAreDescribedByWhatDecides(t *testing.T) {
 	rules := Rules(Config{Handles: true})
 	describe := func(name string, rules []Rule, args ...uint64) string {
@@ -43,7 +44,8 @@ func describeNumber(nr int32, rules []Rule) string {
 	return describe(&sys.SeccompCall{NR: nr}, arch.X86_64, rules)
 }
 
-// A name that an architecture does not have allows nothing, and keeps no other of its rule from being allowed.
+// A name that an architecture does not have allows nothing, and keeps no other of its rule from
+// being allowed.
 func TestNamesOfOtherArchitecturesAreSkipped(t *testing.T) {
 	p, err := policyFor(config(), arch.X86_64)
 	require.NoError(t, err)
@@ -71,10 +73,12 @@ func TestActions(t *testing.T) {
 	assert.Equal(t, -1, fd)
 }
 
-// toldEnv has the test's program be a process under the filter; it hands its listener over on descriptor 3.
+// toldEnv has the test's program be a process under the filter; it hands its listener over on
+// descriptor 3.
 const toldEnv = "SECCOMP_TOLD"
 
-// The watcher is told of each call that is not on the list, once of those that are alike, of a bounded number, and lets all go on.
+// The watcher is told of each call that is not on the list, once of those that are alike, of a
+// bounded number, and lets all go on.
 func TestWatchTells(t *testing.T) {
 	if what := os.Getenv(toldEnv); what != "" {
 		toldChild(what)
@@ -177,7 +181,8 @@ func toldChild(what string) {
 	os.Exit(0)
 }
 
-// A kernel or a caller's filter that will not take the filter is an error, not a daemon without one.
+// A kernel or a caller's filter that will not take the filter is an error, not a daemon without
+// one.
 func TestFilterThatCannotBeInstalledIsTold(t *testing.T) {
 	c := exec.Command(os.Args[0], "-test.run=^TestWatchTells$")
 	c.Env = append(os.Environ(), toldEnv+"=refused")

@@ -39,7 +39,8 @@ type Creds struct {
 	groups    []uint32
 	own       capWords
 	canGroups bool
-	// Leaving uid 0 clears the effective set, and coming back fills it, unless the launcher has said otherwise (SECBIT_NO_SETUID_FIXUP).
+	// Leaving uid 0 clears the effective set, and coming back fills it, unless the launcher has
+	// said otherwise (SECBIT_NO_SETUID_FIXUP).
 	fixup     bool
 	fullOnUID bool // coming back restores exactly the own effective set
 
@@ -60,7 +61,8 @@ func NewCreds() (*Creds, error) {
 		return nil, fmt.Errorf("read the thread's supplementary groups: %w", e)
 	}
 	c.uid, c.gid = uint32(unix.Geteuid()), uint32(unix.Getegid())
-	// Without these capabilities nothing is ever switched. With them the first switch must not be the one that cannot be undone.
+	// Without these capabilities nothing is ever switched. With them the first switch must not be
+	// the one that cannot be undone.
 	if c.own.effective&(capSetuid|capSetgid) != 0 && (setEGID(c.gid) != 0 || setEUID(c.uid) != 0) {
 		return nil, fmt.Errorf("the thread's own ids, %d and %d, cannot be taken again: they are not mapped in its user namespace", c.uid, c.gid)
 	}
@@ -190,8 +192,9 @@ func refused(e unix.Errno) unix.Errno {
 	return e
 }
 
-// IDsAreMapped reports whether the process's ids have numbers in its user namespace. The kernel shows those that have none as the overflow id,
-// 65534, which may be mapped as well, to somebody else: so a thread without capabilities, which dies of it, tries to take its own.
+// IDsAreMapped reports whether the process's ids have numbers in its user namespace. The kernel
+// shows those that have none as the overflow id, 65534, which may be mapped as well, to somebody
+// else: so a thread without capabilities, which dies of it, tries to take its own.
 func IDsAreMapped() bool {
 	mapped := make(chan bool)
 	go func() {

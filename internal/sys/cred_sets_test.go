@@ -110,7 +110,8 @@ func TestGroupsOfTheLauncherGoAndCome(t *testing.T) {
 	})
 }
 
-// Whatever the thread has, it has again after Restore: the kernel raises and lowers sets by itself when an effective id comes to 0 or leaves it.
+// Whatever the thread has, it has again after Restore: the kernel raises and lowers sets by itself
+// when an effective id comes to 0 or leaves it.
 func TestExactlyTheOwnSetComesBack(t *testing.T) {
 	testenv.Need(t, "root")
 	for name, c := range map[string]struct {

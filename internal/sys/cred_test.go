@@ -127,7 +127,8 @@ func TestThreadThatCannotComeBackEndsTheProcess(t *testing.T) {
 // unmappedEnv has the test's program be a process in a user namespace that maps others' ids only.
 const unmappedEnv = "SYS_TEST_UNMAPPED"
 
-// TestIDsThatCannotBeTakenAgainAreFound: the kernel shows ids that are not mapped as 65534, which may be mapped to somebody else.
+// TestIDsThatCannotBeTakenAgainAreFound: the kernel shows ids that are not mapped as 65534, which
+// may be mapped to somebody else.
 func TestIDsThatCannotBeTakenAgainAreFound(t *testing.T) {
 	if os.Getenv(unmappedEnv) != "" {
 		mapped := sys.IDsAreMapped()
@@ -157,8 +158,9 @@ func TestIDsThatCannotBeTakenAgainAreFound(t *testing.T) {
 	onThread(func() { assert.True(t, sys.IDsAreMapped()) })
 }
 
-// TestCredentialsFollowWhateverTheLauncherSays: a launcher's secure bits, which it may have locked, keep the kernel from changing capabilities with
-// ids. A thread that acts for somebody keeps CAP_FSETID then (CVE-2022-0358), or never gets its own back, unless that is minded.
+// TestCredentialsFollowWhateverTheLauncherSays: a launcher's secure bits, which it may have locked,
+// keep the kernel from changing capabilities with ids. A thread that acts for somebody keeps
+// CAP_FSETID then (CVE-2022-0358), or never gets its own back, unless that is minded.
 func TestCredentialsFollowWhateverTheLauncherSays(t *testing.T) {
 	testenv.Need(t, "root")
 	for name, c := range map[string]struct {

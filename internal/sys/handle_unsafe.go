@@ -10,7 +10,8 @@ import (
 // MaxHandleSize is the most bytes that an export handle has (MAX_HANDLE_SZ).
 const MaxHandleSize = 128
 
-// ExportHandle is a struct file_handle of the length that its file system needs. It is made by NameToHandle alone.
+// ExportHandle is a struct file_handle of the length that its file system needs. It is made by
+// NameToHandle alone.
 type ExportHandle struct {
 	bytes uint32
 	typ   int32
@@ -36,7 +37,8 @@ func (h *ExportHandle) Equal(other *ExportHandle) bool {
 	return h != nil && other != nil && bytes.Equal(h.data(), other.data())
 }
 
-// NameToHandle is name_to_handle_at(2). With name nil it makes the handle of dirfd itself. The buffer is scratch memory.
+// NameToHandle is name_to_handle_at(2). With name nil it makes the handle of dirfd itself. The
+// buffer is scratch memory.
 func NameToHandle(dirfd int, name *byte, buf *HandleBuffer) (*ExportHandle, unix.Errno) {
 	flags := 0
 	if name == nil {

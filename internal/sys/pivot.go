@@ -11,7 +11,8 @@ func PivotRootFiltered() bool {
 	return mount == unix.EFAULT && pivot != unix.EFAULT
 }
 
-// RefusedCall makes a system call with arguments that the kernel refuses, to see whether a filter lets the process live.
+// RefusedCall makes a system call with arguments that the kernel refuses, to see whether a filter
+// lets the process live.
 func RefusedCall(nr uintptr) {
 	_, _, _ = unix.RawSyscall6(nr, ^uintptr(0), 0, ^uintptr(0), 0, 0, 0)
 }

@@ -55,7 +55,8 @@ func TestWaitingIsSleeping(t *testing.T) {
 	assert.Less(t, time.Since(began), time.Second)
 }
 
-// Short locks, taken and given back all the time, by threads that spin more than they sleep: no step is lost.
+// Short locks, taken and given back all the time, by threads that spin more than they sleep: no
+// step is lost.
 func TestShortLocksExclude(t *testing.T) {
 	var m sys.Mutex
 	var wg sync.WaitGroup

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Cgroup makes a cgroup in which there may be so many threads, and returns its directory. It needs "pids".
+// Cgroup makes a cgroup in which there may be so many threads, and returns its directory. It needs
+// "pids".
 func Cgroup(t testing.TB, most int) string {
 	t.Helper()
 	Need(t, "pids")

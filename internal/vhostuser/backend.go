@@ -30,8 +30,9 @@ type Idler interface {
 type Backend interface {
 	// NewHandler makes the handler of one worker of a queue (0 is the high-priority queue), on that worker's thread.
 	NewHandler(queue int) (Handler, error)
-	// Interrupt ends, with an error to the guest, what a queue's handlers wait for inside Serve that may never come (a lock). It is called
-	// when the queue has to stop and does not drain by itself.
+	// Interrupt ends, with an error to the guest, what a queue's handlers wait for inside Serve
+	// that may never come (a lock). It is called when the queue has to stop and does not drain by
+	// itself.
 	Interrupt(queue int)
 	// Reset forgets the session: the front-end has reset the device or has gone. No Serve runs meanwhile.
 	Reset()
@@ -46,16 +47,18 @@ type Config struct {
 	// Workers is how many workers of a queue may serve at once by choice; more are made, up to MaxWorkers, only to replace those
 	// which are blocked. 0 chooses 2, 1 serves a queue's requests one after the other unless one blocks.
 	Workers int
-	// Threads bounds the workers of all queues together, 0 for no bound; there are at least [MinThreads]. Where MaxRequestQueues would
-	// leave too few to replace those which are blocked, a front-end is offered fewer queues.
+	// Threads bounds the workers of all queues together, 0 for no bound; there are at least
+	// [MinThreads]. Where MaxRequestQueues would leave too few to replace those which are blocked,
+	// a front-end is offered fewer queues.
 	Threads int
 	// Poll bounds how long a queue's leader polls before it sleeps; 0 never polls.
 	Poll time.Duration
 	// Hidden bounds how many threads, beside one more of the device's own, may sleep for a millisecond at a time without Go's scheduler
 	// knowing; each keeps one of its processors (GOMAXPROCS) meanwhile, so there have to be many more. 0 hides none.
 	Hidden int
-	// Started, if not nil, is told how many queues there are, each time that one more is started: threads of that many will wait in system calls,
-	// and each keeps a processor of Go's until the runtime's watchdog comes round.
+	// Started, if not nil, is told how many queues there are, each time that one more is started:
+	// threads of that many will wait in system calls, and each keeps a processor of Go's until the
+	// runtime's watchdog comes round.
 	Started func(queues int)
 	Logger  *slog.Logger
 }
@@ -63,10 +66,12 @@ type Config struct {
 // MaxWorkers is the most workers that a queue gets, blocked ones included.
 const MaxWorkers = 64
 
-// MinThreads is the least that Config.Threads may be: one for the high-priority queue, one for a request queue, and two more.
+// MinThreads is the least that Config.Threads may be: one for the high-priority queue, one for a
+// request queue, and two more.
 const MinThreads = 4
 
-// Queues is how many request queues a device offers that may have so many workers, 0 for any number.
+// Queues is how many request queues a device offers that may have so many workers, 0 for any
+// number.
 func (c Config) Queues() int {
 	if c = c.withDefaults(); c.Threads > 0 {
 		return min(c.MaxRequestQueues, max(1, c.Threads/2-1))

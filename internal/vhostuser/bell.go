@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Whoever speaks with the front-end waits for it in poll(2) on a thread of its own, and not in Go's poller. Nobody waits for that one while other
-// threads are in system calls, and so hold processors of Go's: what comes is then found by the runtime's watchdog, which wakes up late here. A
+// Whoever speaks with the front-end waits for it in poll(2) on a thread of its own, and not in Go's
+// poller. Nobody waits for that one while other threads are in system calls, and so hold processors
+// of Go's: what comes is then found by the runtime's watchdog, which wakes up late here. A
 // connection that was set up so took 30 ms for each queue.
 
 // errRung says that a wait was ended by the bell.

@@ -16,7 +16,8 @@ import (
 	"virtiofsd/internal/vhostuser"
 )
 
-// polledSockets are the sockets of this process that some epoll of it waits for: Go's poller has one.
+// polledSockets are the sockets of this process that some epoll of it waits for: Go's poller has
+// one.
 func polledSockets(t *testing.T) (all []string) {
 	t.Helper()
 	infos, err := filepath.Glob("/proc/self/fdinfo/*")
@@ -38,8 +39,8 @@ func polledSockets(t *testing.T) (all []string) {
 	return all
 }
 
-// TestFrontEndDoesNotWaitForGoPoller: what a front-end sends is seen at once, also where all other threads are in system calls. Go's poller would
-// see it when the runtime's watchdog comes round.
+// TestFrontEndDoesNotWaitForGoPoller: what a front-end sends is seen at once, also where all other
+// threads are in system calls. Go's poller would see it when the runtime's watchdog comes round.
 func TestFrontEndDoesNotWaitForGoPoller(t *testing.T) {
 	before := polledSockets(t)
 	path := filepath.Join(t.TempDir(), "s")

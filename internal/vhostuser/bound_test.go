@@ -11,7 +11,8 @@ import (
 	"virtiofsd/internal/vhostuser"
 )
 
-// TestThreadsAreDealtOut: every queue that a front-end is offered can have a worker, and there are some to replace those which are blocked.
+// TestThreadsAreDealtOut: every queue that a front-end is offered can have a worker, and there are
+// some to replace those which are blocked.
 func TestThreadsAreDealtOut(t *testing.T) {
 	for _, c := range []struct{ threads, most, queues, extras int }{
 		{0, 0, 64, 0}, {0, 8, 8, 0}, {vhostuser.MinThreads, 64, 1, 2}, {5, 64, 1, 3}, {11, 64, 4, 6}, {11, 1, 1, 9}, {60, 64, 29, 30}, {1000, 64, 64, 935},
@@ -33,8 +34,9 @@ func (d *device) workers() (n int) {
 	return n
 }
 
-// TestWorkersAreBounded: requests that block take no more threads than there may be, whatever queue they come on. Another queue goes on with its
-// own worker, and what waits is served when there is a thread for it again.
+// TestWorkersAreBounded: requests that block take no more threads than there may be, whatever queue
+// they come on. Another queue goes on with its own worker, and what waits is served when there is a
+// thread for it again.
 func TestWorkersAreBounded(t *testing.T) {
 	const threads, blocks = 9, 20
 	e := &echo{block: make(chan struct{})}
@@ -66,7 +68,8 @@ func TestWorkersAreBounded(t *testing.T) {
 	}
 }
 
-// TestIdleWorkersMakeRoom: workers that a queue keeps for later are not kept from a queue that has none left.
+// TestIdleWorkersMakeRoom: workers that a queue keeps for later are not kept from a queue that has
+// none left.
 func TestIdleWorkersMakeRoom(t *testing.T) {
 	const threads, extras = 12, 9
 	e := &echo{block: make(chan struct{}), sleep: 20 * time.Millisecond}

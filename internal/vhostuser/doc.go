@@ -26,8 +26,9 @@
 //   - A reply of 64 KiB or more is asked for and more requests wait: two processors copy faster than one. A helper that came
 //     too late to find one cost more than it did; the next is called later, the oftener that happens.
 //
-// Where the process may have only so many threads (Config.Threads), every queue has its first worker for sure, and all share the others. A
-// blocked leader that gets no deputy keeps the queue until the monitor finds one for it: spares of other queues end for that.
+// Where the process may have only so many threads (Config.Threads), every queue has its first
+// worker for sure, and all share the others. A blocked leader that gets no deputy keeps the queue
+// until the monitor finds one for it: spares of other queues end for that.
 //
 // Cheap requests at depth stay with one worker: two would share the ring's cache lines and wake each other.
 //
@@ -36,10 +37,12 @@
 //
 // # Locks
 //
-// Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason that spares do: it guards the ring, the
-// messages' settings and the roles of workers. It is held for some tens of nanoseconds per request, and never while a request is served, a
-// descriptor of the front-end's is written, waited for or closed, or a line is logged: each of those may block. The monitor takes it by TryLock only, but for the moment
-// before it parks. Nobody holds two, but who begins or ends to mind the high-priority queue or looks into it: its own queue's, then that
+// Each queue has one mutex, on which threads wait in the kernel (sys.Mutex) for the same reason
+// that spares do: it guards the ring, the messages' settings and the roles of workers. It is held
+// for some tens of nanoseconds per request, and never while a request is served, a descriptor of
+// the front-end's is written, waited for or closed, or a line is logged: each of those may block.
+// The monitor takes it by TryLock only, but for the moment before it parks. Nobody holds two, but
+// who begins or ends to mind the high-priority queue or looks into it: its own queue's, then that
 // one's. One leader does at a time, and no other touches that lock meanwhile.
 //
 // # Memory

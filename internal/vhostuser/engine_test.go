@@ -502,8 +502,9 @@ func TestSlowRequestsGetHelp(t *testing.T) {
 	}
 }
 
-// A thread that computes is not blocked: more of them than there are processors serve nobody sooner. That is told by the time that they get, so
-// there are some more where others want the processors, too.
+// A thread that computes is not blocked: more of them than there are processors serve nobody
+// sooner. That is told by the time that they get, so there are some more where others want the
+// processors, too.
 func TestRequestsThatComputeGetFewThreads(t *testing.T) {
 	e := &echo{sleep: 10 * time.Millisecond}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{})
@@ -520,7 +521,8 @@ func TestRequestsThatComputeGetFewThreads(t *testing.T) {
 	assert.LessOrEqual(t, most, 30)
 }
 
-// A request that computes for long does not hold up the next one either, and those that wait are told from it.
+// A request that computes for long does not hold up the next one either, and those that wait are
+// told from it.
 func TestRequestsThatComputeHoldUpNobody(t *testing.T) {
 	e := &echo{sleep: 500 * time.Millisecond, block: make(chan struct{})}
 	d := serve(t, e, vhostuser.Config{}, fe.Config{})

@@ -97,8 +97,9 @@ func (l *Listener) Bind() error {
 	return nil
 }
 
-// give gives the socket that path names to a group, unless gid is -1, and returns which it is. What somebody who may write to its folder has put in its place
-// meanwhile is not touched: a link is not followed, and another user's socket stays as it is.
+// give gives the socket that path names to a group, unless gid is -1, and returns which it is. What
+// somebody who may write to its folder has put in its place meanwhile is not touched: a link is not
+// followed, and another user's socket stays as it is.
 func give(path string, gid int) (is unix.Stat_t, err error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -117,7 +118,8 @@ func give(path string, gid int) (is unix.Stat_t, err error) {
 	return is, err
 }
 
-// Remove removes the socket that Bind has made from the file system. What has taken its place stays.
+// Remove removes the socket that Bind has made from the file system. What has taken its place
+// stays.
 func (l *Listener) Remove() {
 	var is unix.Stat_t
 	if l.made.Ino != 0 && unix.Lstat(l.path, &is) == nil && is.Ino == l.made.Ino && is.Dev == l.made.Dev {

@@ -19,7 +19,8 @@ func group(t *testing.T, path string) uint32 {
 	return st.Gid
 }
 
-// TestGroupIsGivenToTheSocketAlone: whoever may write to the socket's folder may put something else in its place before the group is given to it.
+// TestGroupIsGivenToTheSocketAlone: whoever may write to the socket's folder may put something else
+// in its place before the group is given to it.
 func TestGroupIsGivenToTheSocketAlone(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := t.TempDir()
@@ -50,7 +51,8 @@ func TestGroupIsGivenToTheSocketAlone(t *testing.T) {
 	assert.Equal(t, os.ModeSocket|0o770, st.Mode())
 }
 
-// TestOnlyTheOwnSocketIsRemoved: another daemon's may have taken its place, or have been there first.
+// TestOnlyTheOwnSocketIsRemoved: another daemon's may have taken its place, or have been there
+// first.
 func TestOnlyTheOwnSocketIsRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := Listen(path, "")
@@ -80,7 +82,8 @@ func TestOnlyTheOwnSocketIsRemoved(t *testing.T) {
 	assert.NoFileExists(t, path)
 }
 
-// TestSwappedSocketLeadsNowhere has somebody swap the socket for a link again and again while it is made.
+// TestSwappedSocketLeadsNowhere has somebody swap the socket for a link again and again while it is
+// made.
 func TestSwappedSocketLeadsNowhere(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := t.TempDir()

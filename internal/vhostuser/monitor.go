@@ -129,7 +129,8 @@ func (m *monitor) look(last []seen, tick time.Duration) (busy, near bool) {
 	return busy, near
 }
 
-// spare ends the spares of all queues: the process may have no more threads, and one of the queues needs another.
+// spare ends the spares of all queues: the process may have no more threads, and one of the queues
+// needs another.
 func (m *monitor) spare() {
 	for _, q := range m.dev.queues {
 		if q.mu.TryLock() { // whoever is at work there is no spare, and the monitor comes again
@@ -162,9 +163,10 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	if served >= slowBelow*uint64(tick/monitorTick)*uint64(max(q.active, 1)) {
 		q.want = 1
 	} else if n, err := q.pending(); err == nil && n > 0 {
-		// The processor time of the leader's thread says whether its requests wait or compute. Where they compute, more threads are of
-		// no use, but for large replies, which call for help themselves. Of a new leader nothing is known yet, and one tick is not enough:
-		// the thread may have had no processor.
+		// The processor time of the leader's thread says whether its requests wait or compute.
+		// Where they compute, more threads are of no use, but for large replies, which call for
+		// help themselves. Of a new leader nothing is known yet, and one tick is not enough: the
+		// thread may have had no processor.
 		last.cpu = cpu
 		wait := cpu-was.cpu < tick/2
 		if stays {
@@ -188,8 +190,8 @@ func (q *queue) watch(last *seen, tick time.Duration) {
 	}
 }
 
-// wanted is how many workers shall be at work on slow requests of which more wait, where so many were, and the leader's thread is known to wait
-// or to compute.
+// wanted is how many workers shall be at work on slow requests of which more wait, where so many
+// were, and the leader's thread is known to wait or to compute.
 func wanted(want int, known, waits bool) int {
 	switch {
 	case !known:
@@ -200,8 +202,9 @@ func wanted(want int, known, waits bool) int {
 	return max(1, want/2)
 }
 
-// survey looks at all workers that are at work, and reports whether the leader, with that processor time, is in one request for some time, and how
-// many others compute for some time. The caller holds mu.
+// survey looks at all workers that are at work, and reports whether the leader, with that processor
+// time, is in one request for some time, and how many others compute for some time. The caller
+// holds mu.
 func (q *queue) survey(leader *worker, cpu time.Duration) (stays bool, computing int) {
 	now := sys.Clock()
 	for w := range q.workers {
@@ -219,8 +222,9 @@ func (q *queue) survey(leader *worker, cpu time.Duration) (stays bool, computing
 	return leader.stay.stayed > 0, computing
 }
 
-// replaces reports whether another worker is to lead instead of w, which is in one request for some time while so many others compute. Who waits for
-// something is replaced. Who computes is as well, but for few: more threads than processors serve nobody sooner. The caller holds mu.
+// replaces reports whether another worker is to lead instead of w, which is in one request for some
+// time while so many others compute. Who waits for something is replaced. Who computes is as well,
+// but for few: more threads than processors serve nobody sooner. The caller holds mu.
 func (q *queue) replaces(w *worker, computing int) bool {
 	switch wait := w.stay.waits(); {
 	case computing >= q.dev.processors:

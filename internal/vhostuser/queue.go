@@ -64,8 +64,9 @@ type queue struct {
 	counters  Counters
 }
 
-// eventFD is an eventfd of the front-end that workers write to while they do not hold the queue's mutex. Replaced, it is closed when the
-// last writer is done. Its count is guarded by the queue's mutex, under which it is never closed: it is the front-end's, and might block.
+// eventFD is an eventfd of the front-end that workers write to while they do not hold the queue's
+// mutex. Replaced, it is closed when the last writer is done. Its count is guarded by the queue's
+// mutex, under which it is never closed: it is the front-end's, and might block.
 type eventFD struct{ fd, refs int }
 
 func (e *eventFD) hold() *eventFD { e.refs++; return e }
@@ -241,7 +242,8 @@ func (q *queue) staff() {
 	}
 }
 
-// hire makes one more worker, if the process may have one more thread. A queue's first one it always may. The caller holds mu.
+// hire makes one more worker, if the process may have one more thread. A queue's first one it
+// always may. The caller holds mu.
 func (q *queue) hire() bool {
 	if len(q.workers) > 0 && !q.dev.more() {
 		return false
@@ -277,7 +279,8 @@ func (q *queue) move(mem *guestmem.Table) {
 	out.do(q)
 }
 
-// apart does what is left to do in a goroutine of its own: a descriptor of the front-end's may block.
+// apart does what is left to do in a goroutine of its own: a descriptor of the front-end's may
+// block.
 func (q *queue) apart(out *aftermath) {
 	out.do(q)
 	q.mu.Lock()
@@ -288,7 +291,8 @@ func (q *queue) apart(out *aftermath) {
 	q.mu.Unlock()
 }
 
-// uses reports whether a request under way still stands in a table that was replaced. The ring itself was moved.
+// uses reports whether a request under way still stands in a table that was replaced. The ring
+// itself was moved.
 func (q *queue) uses(mem *guestmem.Table) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

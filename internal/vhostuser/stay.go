@@ -2,13 +2,15 @@ package vhostuser
 
 import "time"
 
-// A leader waits where its thread uses less than an eighth of the time: who waits is replaced, by as many as there are, and who computes by few. A
-// thread that wants a processor and gets none for a while looks as if it waited, so the more workers there are, the longer that has to last
-// before there is one more. What was used half of stayMost ago counts half: it may have computed first.
+// A leader waits where its thread uses less than an eighth of the time: who waits is replaced, by
+// as many as there are, and who computes by few. A thread that wants a processor and gets none for
+// a while looks as if it waited, so the more workers there are, the longer that has to last before
+// there is one more. What was used half of stayMost ago counts half: it may have computed first.
 const (
 	waitsBelow = 8
 	stayMost   = 64 * monitorTick
-	// patienceBusy is how long a leader has to wait where as many others compute as there are processors: it may be one that gets none.
+	// patienceBusy is how long a leader has to wait where as many others compute as there are
+	// processors: it may be one that gets none.
 	patienceBusy = 50 * monitorTick
 )
 

@@ -20,7 +20,8 @@ func TestStaysAreJudgedByProcessorTime(t *testing.T) {
 	look(7, 101, 50, 1, true, false) // it did nothing
 	look(8, 102, 50, 0, false, false)
 
-	// It computes, though others have the processor most of the time: an eighth of it is enough not to be one that waits.
+	// It computes, though others have the processor most of the time: an eighth of it is enough not
+	// to be one that waits.
 	look(9, 200, 60, 0, false, false)
 	look(9, 201, 61, 1, false, true)
 	look(9, 208, 61, 8, false, true)
@@ -33,8 +34,9 @@ func TestStaysAreJudgedByProcessorTime(t *testing.T) {
 	look(10, 331, 80, 0, false, false)
 }
 
-// Who waits is replaced at once where that takes no new thread, and soon where it takes one of the first. Who computes is replaced by so many as
-// there are processors, and who waits then has to wait for long: it may be for a processor.
+// Who waits is replaced at once where that takes no new thread, and soon where it takes one of the
+// first. Who computes is replaced by so many as there are processors, and who waits then has to
+// wait for long: it may be for a processor.
 func TestWhoIsReplaced(t *testing.T) {
 	for _, c := range []struct {
 		workers, spares, computing int

@@ -18,7 +18,8 @@ import (
 	"virtiofsd/internal/vhostuser"
 )
 
-// A front-end may take memory away at any time, before any message. What needs it is refused or stops a queue; the connection goes on.
+// A front-end may take memory away at any time, before any message. What needs it is refused or
+// stops a queue; the connection goes on.
 func TestEachMessageMeetsVanishedMemory(t *testing.T) {
 	messages := []struct {
 		m       fe.Message
@@ -99,8 +100,8 @@ func event(t *testing.T) func(*device) []int {
 	}
 }
 
-// Whatever touches guest memory in this package survives that it vanishes, in whichever goroutine: the function recovers, and has faults be
-// panics.
+// Whatever touches guest memory in this package survives that it vanishes, in whichever goroutine:
+// the function recovers, and has faults be panics.
 func TestWhoTouchesGuestMemorySurvives(t *testing.T) {
 	harmless := map[string]bool{"Base": true, "Size": true, "Mem": true, "Move": true, "Waiting": true, "Layout": true} // of a ring
 	touching := func(call *ast.CallExpr) bool {

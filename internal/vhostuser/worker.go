@@ -95,8 +95,8 @@ func (a *aftermath) done() {
 	*a = aftermath{}
 }
 
-// rescue is deferred by each function that touches guest memory: it turns a panic into errFault or, for a defect of ours, an error with the
-// stack.
+// rescue is deferred by each function that touches guest memory: it turns a panic into errFault or,
+// for a defect of ours, an error with the stack.
 func rescue(err *error, t guestmem.Touching) {
 	t.End()
 	if r := recover(); r != nil {

@@ -9,7 +9,8 @@ import (
 	"virtiofsd/internal/virtqueue"
 )
 
-// A chain in a small ring may have 1024 descriptors, the one that names the indirect table among them; and no more.
+// A chain in a small ring may have 1024 descriptors, the one that names the indirect table among
+// them; and no more.
 func TestLongestChain(t *testing.T) {
 	for n, want := range map[int]error{1022: nil, 1023: nil, 1024: virtqueue.ErrLong} {
 		d := newDriver(t, 8)
@@ -87,7 +88,8 @@ func TestHeadsThatWaitAreCounted(t *testing.T) {
 	}
 }
 
-// After Hush the driver does not kick for the next head, and after Listen it does, with the event index and without.
+// After Hush the driver does not kick for the next head, and after Listen it does, with the event
+// index and without.
 func TestHushAfterListen(t *testing.T) {
 	for _, base := range []uint16{0, 7, 0xffff} {
 		d := newDriver(t, 8)

@@ -380,7 +380,8 @@ func TestIndirectIsNegotiated(t *testing.T) {
 	assert.NoError(t, d.ring(0, virtqueue.Features{Indirect: true}).Walk(0, &chain))
 }
 
-// A buffer is split where regions end. Memory of many small regions makes no long list of a few descriptors.
+// A buffer is split where regions end. Memory of many small regions makes no long list of a few
+// descriptors.
 func TestChainHasNoMorePiecesThanFit(t *testing.T) {
 	const page = 4096
 	d := newDriver(t, 8)
